@@ -1,0 +1,49 @@
+# make demo           explain real pictures with a real network; figures and a table
+# make test           ruff, mypy --strict, pytest with doctests and architecture checks
+# make lint           ruff and mypy alone
+# make test-captum08  the contract with Captum, against captum 0.8
+#
+# Each target builds .venv from setup.cfg where it is missing or older than setup.cfg.
+
+PYTHON ?= python3
+BIN := .venv/bin
+VENV := .venv/.installed
+CAPTUM08 := .captum08/.installed
+CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py
+
+.PHONY: demo test lint test-captum08 clean
+
+demo: $(VENV)
+	$(BIN)/captum-extremal demo
+
+# One thread: tests are small, and a shared machine makes two threads slower than one.
+test test-captum08: export OMP_NUM_THREADS := 1
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+# An overlay in front of the path. Its metadata asks for numpy<2, which nothing here
+# needs: hence no dependencies.
+test-captum08: export PYTHONPATH := $(CURDIR)/.captum08
+test-captum08: $(VENV) $(CAPTUM08)
+	$(BIN)/python -c 'import captum; v = captum.__version__; assert v.startswith("0.8"), v'
+	$(BIN)/python -m pytest $(CONTRACT_TESTS)
+
+$(VENV): setup.cfg
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@
+
+$(CAPTUM08): | $(VENV)
+	rm -rf .captum08
+	$(BIN)/python -m pip install --no-deps --target .captum08 captum==0.8.0
+	touch $@
+
+clean:
+	rm -rf .venv .captum08

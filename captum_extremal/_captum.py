@@ -1,0 +1,97 @@
+"""The only door to Captum's underscored helpers (Captum 0.8 and 0.9).
+
+Everything that Captum keeps private and that a drop-in method needs is imported
+here and nowhere else, so that a new Captum version changes one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _select_targets,
+)
+from captum._utils.progress import NullProgress, progress
+from torch import Tensor
+
+Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+
+
+class ProgressBar(Protocol):
+    """What is needed of a progress bar, whichever Captum version makes it."""
+
+    def update(self, n: int = 1) -> object:
+        """Advance by ``n`` steps."""
+
+    def close(self) -> object:
+        """Take the bar off the screen; safe to call twice."""
+
+
+def progress_bar(show: bool, desc: str, total: int) -> ProgressBar:
+    """Captum's progress bar (tqdm on stderr), or one that shows nothing."""
+    bar = progress(desc=desc, total=total) if show else NullProgress()
+    return cast(ProgressBar, bar)
+
+
+def as_tuple(inputs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    """A tensor or a tuple of tensors as a tuple; a list is Captum's AssertionError."""
+    return cast("tuple[Tensor, ...]", _format_tensor_into_tuples(inputs))
+
+
+def like_inputs(is_tuple: bool, outputs: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
+    """Undo `as_tuple`: a tuple if the caller gave one, else the only tensor."""
+    return _format_output(is_tuple, outputs)
+
+
+def as_arguments(additional_forward_args: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Captum's ``additional_forward_args`` as a tuple, empty for None."""
+    args = _format_additional_forward_args(additional_forward_args)
+    return () if args is None else cast("tuple[Any, ...]", args)
+
+
+def as_target(target: Target, device: torch.device) -> Target:
+    """The same target in the form that costs nothing inside a loop.
+
+    A one-element tensor becomes an int and a list of ints a tensor on ``device``, so
+    that no later selection has to wait for the device.
+    """
+    if isinstance(target, Tensor):
+        return int(target) if target.numel() == 1 else target.to(device)
+    if isinstance(target, list) and all(type(index) is int for index in target):
+        return torch.tensor(target, device=device)
+    return target
+
+
+def take_rows(value: Any, rows: Tensor, num_examples: int) -> Any:  # noqa: ANN401
+    """The entries ``rows`` of a target or forward argument with one entry an example.
+
+    What does not hold one entry an example (a number, a tuple, a 0-d tensor, any
+    other object) is for all of them and passes through.
+    """
+    if isinstance(value, Tensor) and value.dim() > 0 and len(value) == num_examples:
+        return value[rows.to(value.device)]
+    if isinstance(value, list) and len(value) == num_examples:
+        return [value[row] for row in rows.tolist()]
+    return value
+
+
+def select_targets(outputs: Tensor, target: Target) -> Tensor:
+    """Captum's selection: the entry of ``outputs`` that ``target`` names, (K,)."""
+    return cast(Tensor, _select_targets(outputs, target))
+
+
+def run_forward(
+    forward_func: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: tuple[Any, ...],
+) -> Tensor:
+    """The model's whole output, before any target is selected."""
+    return cast(
+        Tensor, _run_forward(forward_func, inputs, None, additional_forward_args)
+    )

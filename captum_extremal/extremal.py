@@ -1,0 +1,331 @@
+"""`ExtremalPerturbation`: model and inputs -> the smallest regions that the model needs.
+
+The way of the data: inputs (N, C, *S) -> perturbation levels -> a `Problem` of
+N * A masks -> the solver's masks -> `ExtremalResult` (`optimize`) -> one attribution
+of the shape of the inputs (`attribute`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, Literal, NoReturn
+
+import torch
+from captum.attr import PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_extremal import _checks
+from captum_extremal._captum import (
+    Target,
+    as_arguments,
+    as_target,
+    as_tuple,
+    like_inputs,
+    progress_bar,
+    run_forward,
+    take_rows,
+)
+from captum_extremal._model import as_found, made_in_inference_mode, training_layers
+from captum_extremal.perturbations import (
+    BlurPerturbation,
+    FadePerturbation,
+    Perturbation,
+)
+from captum_extremal.result import ExtremalResult
+from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
+from captum_extremal.solvers import GradientSolver, Problem, Solution, Solver
+
+PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
+    "blur": BlurPerturbation,
+    "fade": FadePerturbation,
+}
+DEFAULT_AREAS = (0.05, 0.1, 0.2)
+
+
+class ExtremalPerturbation(PerturbationAttribution):
+    r"""The mask of a given area that keeps the model's score highest.
+
+    For each area :math:`a` it looks for
+
+    .. math:: m_a = \operatorname{argmax}_{m \in M, |m| = a} \Phi(m \otimes x)
+
+    (eq. 2), where :math:`m \otimes x` is the input with everything outside the mask
+    perturbed, and M the smooth masks of `MaskGenerator`. Convention: mask 1 = kept,
+    0 = fully perturbed; an area is a fraction of the pixels of the input.
+
+    Args:
+        forward_func: The model, or any function of its inputs, as everywhere in
+            Captum. It is neither moved nor put in evaluation mode.
+        perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), or an
+            object such as `BlurPerturbation` with a ``levels`` method.
+        solver: How masks are searched; None for `GradientSolver` with its defaults.
+        reward: What is to be maximised of the model's output: ``(outputs, target) ->
+            (K,)``; None for the target's score.
+
+    Raises:
+        ValueError: If ``perturbation`` is an unknown name.
+        TypeError: If an argument is of a kind that cannot work.
+
+    Example:
+        >>> import torch
+        >>> from captum_extremal import ExtremalPerturbation
+        >>> def top_left(x):  # a model that looks at one corner
+        ...     return x[:, :, :8, :8].mean(dim=(1, 2, 3))
+        >>> x = torch.ones(1, 3, 32, 32)
+        >>> method = ExtremalPerturbation(top_left, perturbation="fade")
+        >>> attribution = method.attribute(x, areas=[1 / 16])
+        >>> attribution.shape
+        torch.Size([1, 3, 32, 32])
+        >>> bool(attribution[0, 0, 4, 4] > attribution[0, 0, 20, 20])
+        True
+
+    References:
+        R. Fong, M. Patrick, A. Vedaldi: Understanding Deep Networks via Extremal
+        Perturbations and Smooth Masks. ICCV 2019.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        perturbation: Literal["blur", "fade"] | Perturbation = "blur",
+        solver: Solver | None = None,
+        reward: Reward | None = None,
+    ) -> None:
+        super().__init__(forward_func)
+        _checks.check_callable("forward_func", forward_func)
+        self.perturbation = _perturbation(perturbation)
+        self.solver = GradientSolver() if solver is None else solver
+        self.reward = simple_reward if reward is None else reward
+        _checks.check_callable("reward", self.reward)
+        _checks.check_method("solver", self.solver, "solve")
+        self._warned_of_training = False
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: a mask is not scaled by the input."""
+        return False
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        areas: float | Sequence[float] = DEFAULT_AREAS,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The mean of the masks over the areas, in the shape of the inputs.
+
+        A pixel that is kept even at the smallest area gets the highest value; with one
+        area the attribution is the mask itself. Everything else that a run finds comes
+        from `optimize`, which takes the same arguments.
+
+        Args:
+            inputs: (N, C, *S) with 1, 2 or 3 spatial sizes, floating point; or a tuple
+                of such tensors, which then get a mask each.
+            target: Captum's ``target``: which output to explain, see
+                :meth:`captum.attr.Saliency.attribute`.
+            areas: One or more fractions of the input's pixels, each in (0, 1].
+            additional_forward_args: Further arguments of the model; tensors with one
+                entry an example are repeated along with the inputs.
+            game: ``"preservation"`` keeps the score high inside the mask,
+                ``"deletion"`` low outside it, ``"hybrid"`` both (Sec. 3.2).
+            perturbations_per_eval: The most perturbed inputs that one forward of the
+                model holds. It bounds memory and does not change the result.
+            seed: Of the solver's own random generator; the global ones stay untouched.
+            show_progress: Show a progress bar on stderr.
+
+        Returns:
+            Attributions in [0, 1] with shape, dtype and device of ``inputs``, equal
+            over channels; a tuple if ``inputs`` is one.
+
+        Raises:
+            ValueError: If an argument's value is out of range; the message names it.
+            TypeError: If an argument is of the wrong type.
+            AssertionError: Captum's, if ``target`` does not fit the model's output.
+            RuntimeError: If the model cuts the gradient, or its score becomes NaN or
+                infinite during the search.
+
+        Example:
+            See `ExtremalPerturbation`.
+        """
+        result = self.optimize(
+            inputs,
+            target,
+            areas,
+            additional_forward_args,
+            game=game,
+            perturbations_per_eval=perturbations_per_eval,
+            seed=seed,
+            show_progress=show_progress,
+        )
+        masks = result.masks if isinstance(result.masks, tuple) else (result.masks,)
+        attributions = tuple(
+            mask.mean(dim=1).to(tensor.dtype).expand_as(tensor).contiguous().clone()
+            for mask, tensor in zip(masks, as_tuple(inputs), strict=True)
+        )
+        return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
+
+    def attribute_future(self) -> NoReturn:
+        """Not available, as for Captum's other perturbation methods."""
+        raise NotImplementedError(
+            "attribute_future is not implemented for ExtremalPerturbation"
+        )
+
+    def optimize(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        areas: float | Sequence[float] = DEFAULT_AREAS,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> ExtremalResult:
+        """The masks themselves, their scores and how they were found.
+
+        Takes the arguments of `attribute` and raises the same errors.
+
+        Returns:
+            An `ExtremalResult`.
+        """
+        is_tuple = isinstance(inputs, tuple)
+        tensors = as_tuple(inputs)
+        _checks.check_inputs(tensors)
+        areas = _checks.check_areas(areas)
+        _checks.check_choice("game", game, tuple(GAMES))
+        _checks.check_count("perturbations_per_eval", perturbations_per_eval)
+        self._check_model()
+        device = tensors[0].device
+        with as_found(self.forward_func, device), torch.inference_mode(False):
+            with torch.no_grad():
+                tensors = tuple(tensor.detach().clone() for tensor in tensors)
+                levels = tuple(map(self.perturbation.levels, tensors))
+            score = self._score(
+                len(tensors[0]), target, additional_forward_args, device
+            )
+            problem = Problem(score, levels, areas, game, perturbations_per_eval)
+            input_score = _score_of(problem, 1.0, "untouched")
+            perturbed_score = _score_of(problem, 0.0, "fully perturbed")
+            solution = self._solve(problem, seed, show_progress)
+            scores, complement_scores = _judge(problem, solution)
+        shape = (problem.num_images, len(areas))
+        return ExtremalResult(
+            masks=like_inputs(
+                is_tuple, tuple(m.unflatten(0, shape) for m in solution.masks)
+            ),
+            areas=areas,
+            scores=scores.unflatten(0, shape),
+            complement_scores=complement_scores.unflatten(0, shape),
+            input_score=input_score,
+            perturbed_score=perturbed_score,
+            history={
+                name: series.T.unflatten(0, shape)
+                for name, series in solution.history.items()
+            },
+            settings=self._settings(game, seed),
+        )
+
+    def _check_model(self) -> None:
+        if made_in_inference_mode(self.forward_func):
+            raise RuntimeError(
+                "forward_func was made inside torch.inference_mode(), so no gradient "
+                "can pass through it; create or load the model outside of it"
+            )
+        layers = training_layers(self.forward_func)
+        if layers and not self._warned_of_training:
+            self._warned_of_training = True
+            warnings.warn(
+                f"forward_func is in training mode ({layers[0]} and {len(layers) - 1} "
+                "more BatchNorm or Dropout layers): its scores depend on the batch or "
+                "on chance. Call forward_func.eval() for meaningful masks",
+                stacklevel=4,
+            )
+
+    def _score(
+        self,
+        num_examples: int,
+        target: Target,
+        additional_forward_args: object,
+        device: torch.device,
+    ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+        """Perturbed inputs and the image of each -> the reward of the model's output."""
+        arguments = as_arguments(additional_forward_args)
+        fast_target = as_target(target, device)
+
+        def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
+            extra = tuple(take_rows(arg, images, num_examples) for arg in arguments)
+            outputs = run_forward(self.forward_func, inputs, extra)
+            chosen = take_rows(fast_target, images, num_examples)
+            return _one_score_each(self.reward(outputs, chosen), len(images))
+
+        return score
+
+    def _solve(self, problem: Problem, seed: int, show_progress: bool) -> Solution:
+        bar = progress_bar(show_progress, self.get_name(), self.solver.total_steps)
+        try:
+            return self.solver.solve(problem, seed, bar.update)
+        finally:
+            bar.close()
+
+    def _settings(self, game: Game, seed: int) -> dict[str, Any]:
+        return {
+            "method": self.get_name(),
+            "version": version("captum_extremal"),
+            "game": game,
+            "seed": seed,
+            "perturbation": repr(self.perturbation),
+            "solver": repr(self.solver),
+            "reward": getattr(self.reward, "__name__", repr(self.reward)),
+        }
+
+
+def _perturbation(choice: str | Perturbation) -> Perturbation:
+    if isinstance(choice, str):
+        _checks.check_choice("perturbation", choice, tuple(PERTURBATIONS))
+        return PERTURBATIONS[choice]()
+    _checks.check_method("perturbation", choice, "levels")
+    return choice
+
+
+def _one_score_each(rewards: Tensor, count: int) -> Tensor:
+    if not isinstance(rewards, Tensor) or rewards.numel() != count:
+        shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards)
+        raise ValueError(
+            "forward_func, target and reward must give one score per example: expected "
+            f"shape ({count},), got {shape}. Name one output with target, or reduce "
+            "the output in a reward function"
+        )
+    return rewards.reshape(count).float()
+
+
+def _score_of(problem: Problem, mask_value: float, name: str) -> Tensor:
+    """Scores of the inputs under a constant mask, (N,); these must be finite."""
+    images = torch.arange(problem.num_images, device=problem.device)
+    masks = tuple(
+        torch.full((problem.num_images, 1, *size), mask_value, device=problem.device)
+        for size in problem.sizes
+    )
+    scores = problem.scores(masks, images)
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"forward_func must give finite scores, got {scores.tolist()} for the "
+            f"{name} inputs"
+        )
+    return scores
+
+
+def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
+    """Scores (K,) of what the delivered masks keep and of what they leave out."""
+    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
+    complement = tuple(1 - mask for mask in solution.masks)
+    return problem.scores(solution.masks, images), problem.scores(complement, images)

@@ -1,0 +1,168 @@
+"""`ExtremalResult`: the masks of a run and what can be read off them.
+
+The masks of all areas together show how much of the input a model needs: the smallest
+area whose score reaches a threshold is the extremal perturbation (paper eq. 3), and
+scores that grow with the area are monotonic evidence (eq. 8).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_FORMAT = "captum_extremal.ExtremalResult/1"
+
+
+@dataclass(frozen=True)
+class ExtremalResult:
+    """Masks for N images and A areas, their scores and how they were found.
+
+    Scores are what the reward function makes of the model's output: with the default
+    reward the output of the target, unscaled (logits if the model returns logits).
+
+    Attributes:
+        masks: (N, A, 1, *S) float32 in [0, 1], 1 = kept; a tuple of such tensors if
+            the inputs were a tuple. Binarised at 0.5 each holds its area exactly.
+        areas: The A areas, as asked for.
+        scores: Scores of what each mask keeps, Phi(m * x), (N, A).
+        complement_scores: Scores of what it leaves out, Phi((1 - m) * x), (N, A).
+        input_score: Scores of the untouched inputs, Phi(x), (N,).
+        perturbed_score: Scores of the fully perturbed inputs, Phi(0 * x), (N,).
+        history: Named series of the search, each (N, A, T) for T iterations, NaN after
+            a search's early end.
+        settings: What the run was asked to do; JSON-serialisable.
+
+    Example:
+        >>> import torch
+        >>> result = ExtremalResult(
+        ...     masks=torch.zeros(1, 2, 1, 4, 4),
+        ...     areas=(0.1, 0.5),
+        ...     scores=torch.tensor([[1.0, 3.0]]),
+        ...     complement_scores=torch.tensor([[2.0, 0.0]]),
+        ...     input_score=torch.tensor([2.5]),
+        ...     perturbed_score=torch.tensor([0.0]),
+        ... )
+        >>> result.smallest_sufficient_area()
+        tensor([0.5000])
+        >>> result.smallest_sufficient_area(threshold=9.0)
+        tensor([nan])
+    """
+
+    masks: Tensor | tuple[Tensor, ...]
+    areas: tuple[float, ...]
+    scores: Tensor
+    complement_scores: Tensor
+    input_score: Tensor
+    perturbed_score: Tensor
+    history: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def smallest_sufficient_area(
+        self, threshold: float | Tensor | None = None
+    ) -> Tensor:
+        """a* = min{a : Phi(m_a * x) >= Phi_0} over the areas of this result (eq. 3).
+
+        Args:
+            threshold: Phi_0, one number or one for each image (N,). None for the score
+                of the untouched input, as in the paper.
+
+        Returns:
+            (N,), NaN where none of the areas reaches the threshold.
+        """
+        phi_0 = self.input_score if threshold is None else threshold
+        phi_0 = torch.as_tensor(phi_0).to(self.scores).reshape(-1, 1)
+        areas = torch.tensor(self.areas).to(self.scores)
+        enough = torch.where(self.scores >= phi_0, areas, torch.inf).amin(dim=1)
+        return torch.where(enough.isinf(), torch.nan, enough)
+
+    def is_monotonic(self) -> Tensor:
+        """Whether the score grows with the area below a*, for each image (eq. 8).
+
+        The paper's test: all pairs of areas smaller than a* (where no area of the
+        result suffices, all pairs of its areas), with Phi_0 = Phi(x).
+
+        Returns:
+            (N,) bool. True where fewer than two areas are left to compare.
+        """
+        areas = torch.tensor(self.areas).to(self.scores)
+        order = areas.argsort()
+        a_star = self.smallest_sufficient_area().nan_to_num(torch.inf)
+        counts = areas[order] < a_star.reshape(-1, 1)
+        falls = self.scores[:, order].diff(dim=1) < 0
+        return ~(falls & counts[:, 1:]).any(dim=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one safetensors file; its JSON sits in the metadata.
+
+        The file appears only once it is complete.
+
+        Args:
+            path: Where to; an existing file is replaced.
+        """
+        tensors = {name: getattr(self, name) for name in _SCORES}
+        is_tuple = isinstance(self.masks, tuple)
+        for index, mask in enumerate(self._mask_tuple()):
+            tensors[f"masks.{index}"] = mask
+        tensors |= {f"history.{name}": s for name, s in self.history.items()}
+        about = {
+            "format": _FORMAT,
+            "is_tuple": is_tuple,
+            "areas": self.areas,
+            "settings": self.settings,
+        }
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            partial,
+            metadata={"captum_extremal": json.dumps(about)},
+        )
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ExtremalResult:
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Args:
+            path: A file written by `save`.
+
+        Returns:
+            The same result, on the CPU.
+
+        Raises:
+            ValueError: If the file is not one of `save`.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["captum_extremal"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"path must be a saved ExtremalResult, got {path}") from error
+        count = sum(name.startswith("masks.") for name in tensors)
+        masks = tuple(tensors[f"masks.{index}"] for index in range(count))
+        prefix = "history."
+        return cls(
+            masks=masks if about["is_tuple"] else masks[0],
+            areas=tuple(about["areas"]),
+            **{name: tensors[name] for name in _SCORES},
+            history={
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            },
+            settings=about["settings"],
+        )
+
+    def _mask_tuple(self) -> tuple[Tensor, ...]:
+        return self.masks if isinstance(self.masks, tuple) else (self.masks,)
+
+
+_SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")

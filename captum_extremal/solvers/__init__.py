@@ -1,0 +1,12 @@
+"""The search for masks: a problem in, masks of the asked areas out.
+
+Nothing here knows Captum, files or plots. `Problem` says what a mask is worth,
+a `Solver` finds the best one it can, a `Solution` is what it found.
+"""
+
+from __future__ import annotations
+
+from captum_extremal.solvers.gradient import GradientSolver
+from captum_extremal.solvers.problem import Problem, Solution, Solver
+
+__all__ = ["GradientSolver", "Problem", "Solution", "Solver"]

@@ -1,0 +1,259 @@
+"""`GradientSolver`: the paper's descent on the parameters of a smooth mask (eq. 4).
+
+Each step turns the parameters of all unfinished cells into masks, asks the problem
+for the rewards and their gradients with respect to the masks, adds the area loss and
+moves the parameters by SGD with momentum, kept in [0, 1]:
+
+    maximise  reward(m) - area_weight(t) * R_a(m),   m = MaskGenerator(parameters)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_extremal.area import AreaWeight, area_loss, match_area
+from captum_extremal.masks import MaskGenerator, Profile
+from captum_extremal.solvers.problem import Masks, Problem, Solution, View
+
+
+@dataclass(frozen=True)
+class GradientSolver:
+    """Gradient descent from the mask that keeps everything, as in the paper.
+
+    A cell finishes early when no parameter of its masks has moved by more than
+    ``tolerance`` over the last ``patience`` iterations; this is checked every
+    ``patience`` iterations, and a finished cell takes no further part. The masks
+    returned are those of the last parameters, mapped to the exact area by
+    `match_area`.
+
+    Args:
+        iterations: Steps at most.
+        learning_rate: Of SGD.
+        momentum: Of SGD.
+        dampening: Of SGD's momentum.
+        area_weight: The factor lambda of the area loss, at every iteration.
+        mask_step: Distance of the parameters in pixels; None scales with the input.
+        mask_sigma: Radius of the mask's kernel in pixels; None for three steps.
+        temperature: Of the smooth maximum (1 / T = 20 in the paper).
+        profile: Radial profile of the kernel, by name or as a function.
+        area_scope: Measure the area loss on the visible ``"image"``, or on the
+            ``"canvas"`` that reaches one ``mask_sigma`` beyond it.
+        mirror: Show the model the mirrored image on every even iteration, counted
+            from 0; for inputs with two spatial dimensions only.
+        jitter: Shift the perturbed input by up to this many pixels along each axis,
+            at random at every iteration, wrapping around; the same for all cells.
+        tolerance: See above; 0 never finishes early.
+        patience: See above.
+    """
+
+    iterations: int = 200
+    learning_rate: float = 0.04
+    momentum: float = 0.9
+    dampening: float = 0.9
+    area_weight: AreaWeight = field(default_factory=AreaWeight)
+    mask_step: int | None = None
+    mask_sigma: float | None = None
+    temperature: float = 0.05
+    profile: Profile | str = "smooth"
+    area_scope: Literal["image", "canvas"] = "image"
+    mirror: bool = True
+    jitter: int = 0
+    tolerance: float = 1e-3
+    patience: int = 25
+
+    @property
+    def total_steps(self) -> int:
+        """The steps that a run takes at most."""
+        return self.iterations
+
+    def solve(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Solution:
+        """Descend for all cells at once.
+
+        Args:
+            problem: What a mask is worth.
+            seed: Of the shifts that ``jitter`` draws.
+            on_step: Told after every iteration that one step is done.
+
+        Returns:
+            Masks of exactly the asked areas, with the series ``reward``, ``area_loss``
+            and ``area`` (share of visible pixels at or above 0.5) of the run.
+
+        Raises:
+            RuntimeError: If the model cuts the gradient or a score is not finite.
+        """
+        with torch.no_grad():
+            return _Descent(self, problem, seed).run(on_step or (lambda _: None))
+
+    def generator(self, size: Sequence[int]) -> MaskGenerator:
+        """The mask generator that these settings ask for at an input size."""
+        generator = MaskGenerator(
+            size, self.mask_step, self.mask_sigma, self.temperature, self.profile
+        )
+        if self.area_scope == "image":
+            return generator
+        return MaskGenerator(
+            size,
+            generator.step,
+            generator.sigma,
+            self.temperature,
+            self.profile,
+            margin=math.ceil(generator.sigma),
+        )
+
+
+class _Descent:
+    """One run: parameters, momentum, and what each iteration wrote down."""
+
+    def __init__(
+        self, settings: GradientSolver, problem: Problem, seed: int
+    ) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.generators = [
+            settings.generator(size).to(problem.device) for size in problem.sizes
+        ]
+        self.params = [
+            torch.ones(problem.num_cells, 1, *g.params_size, device=problem.device)
+            for g in self.generators
+        ]
+        self.optimizer = torch.optim.SGD(
+            self.params,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            dampening=settings.dampening,
+        )
+        self.random = torch.Generator().manual_seed(seed)
+        self.areas = problem.cell_areas
+        self.active = torch.arange(problem.num_cells, device=problem.device)
+        self.last_check = [params.clone() for params in self.params]
+        shape = (settings.iterations, problem.num_cells)
+        self.history = {
+            name: torch.full(shape, torch.nan, device=problem.device)
+            for name in ("reward", "area_loss", "area")
+        }
+
+    def run(self, on_step: Callable[[int], object]) -> Solution:
+        iterations, patience = self.settings.iterations, self.settings.patience
+        for iteration in range(iterations):
+            self._step(iteration)
+            on_step(1)
+            if (iteration + 1) % patience == 0 or iteration + 1 == iterations:
+                self._check_finite(iteration)
+                self._retire_still_cells()
+                if not len(self.active):
+                    break
+        return self._solution()
+
+    def _step(self, iteration: int) -> None:
+        """One ascent of ``reward - area_weight * area_loss`` for the active cells."""
+        cells = self.active
+        params = [p[cells].requires_grad_() for p in self.params]
+        with torch.enable_grad():
+            canvases = [g(p) for g, p in zip(self.generators, params, strict=True)]
+            masks = [
+                g.crop(canvas)
+                for g, canvas in zip(self.generators, canvases, strict=True)
+            ]
+            scope = masks if self.settings.area_scope == "image" else canvases
+            losses = [area_loss(mask, self.areas[cells]) for mask in scope]
+            area_losses = torch.stack(losses).sum(dim=0)
+        shown = tuple(mask.detach() for mask in masks)
+        view = self._view(iteration)
+        rewards, reward_gradients = self.problem.gradients(shown, cells, view)
+        weight = self.settings.area_weight(iteration, self.settings.iterations)
+        directions = torch.autograd.grad(
+            [*masks, area_losses],
+            params,
+            [*reward_gradients, torch.full_like(area_losses, -weight)],
+        )
+        self._ascend(cells, directions)
+        self._record(iteration, cells, rewards, area_losses.detach(), shown)
+
+    def _view(self, iteration: int) -> View:
+        """Mirrored on every even iteration, shifted by a random number of pixels."""
+        axes = len(self.problem.sizes[0])
+        mirror = self.settings.mirror and axes == 2 and iteration % 2 == 0
+        jitter = self.settings.jitter
+        shifts = torch.randint(
+            -jitter, jitter + 1, (axes,), generator=self.random
+        ).tolist()
+        dims = list(range(-axes, 0))
+
+        def view(inputs: Tensor) -> Tensor:
+            shown = inputs.roll(shifts, dims) if any(shifts) else inputs
+            return shown.flip(-1) if mirror else shown
+
+        return view
+
+    def _ascend(self, cells: Tensor, directions: Sequence[Tensor]) -> None:
+        for params, direction in zip(self.params, directions, strict=True):
+            params.grad = torch.zeros_like(params).index_copy_(0, cells, -direction)
+        self.optimizer.step()
+        for params in self.params:
+            params.clamp_(0, 1)
+            params.grad = None
+
+    def _record(
+        self,
+        iteration: int,
+        cells: Tensor,
+        rewards: Tensor,
+        area_losses: Tensor,
+        masks: Masks,
+    ) -> None:
+        areas = [(mask >= 0.5).flatten(1).float().mean(dim=1) for mask in masks]
+        row = {
+            "reward": rewards,
+            "area_loss": area_losses,
+            "area": torch.stack(areas).mean(dim=0),
+        }
+        for name, values in row.items():
+            self.history[name][iteration, cells] = values.to(self.history[name].dtype)
+
+    def _check_finite(self, iteration: int) -> None:
+        """Stop at the first NaN or infinite reward since the last check."""
+        first = max(0, iteration + 1 - self.settings.patience)
+        rewards = self.history["reward"][first : iteration + 1, self.active]
+        bad = torch.nonzero(~rewards.isfinite())
+        if len(bad):
+            step, column = bad[0].tolist()
+            cell = int(self.active[column])
+            image, area = divmod(cell, len(self.problem.areas))
+            raise RuntimeError(
+                "forward_func and reward must give finite scores, got "
+                f"{float(rewards[step, column])} at iteration {first + step} for image "
+                f"{image} and area {self.problem.areas[area]}"
+            )
+
+    def _retire_still_cells(self) -> None:
+        """Cells whose parameters have stayed where they were take no further part."""
+        moved = [
+            (now - before)[self.active].abs().flatten(1).amax(dim=1)
+            for now, before in zip(self.params, self.last_check, strict=True)
+        ]
+        still = torch.stack(moved).amax(dim=0) < self.settings.tolerance
+        retired, self.active = self.active[still], self.active[~still]
+        for params in self.params:
+            momentum = self.optimizer.state[params].get("momentum_buffer")
+            if momentum is not None:
+                momentum[retired] = 0
+        self.last_check = [params.clone() for params in self.params]
+
+    def _solution(self) -> Solution:
+        with torch.no_grad():
+            masks = tuple(
+                match_area(generator.crop(generator(params)), self.areas)
+                for generator, params in zip(self.generators, self.params, strict=True)
+            )
+        return Solution(masks, self.history)

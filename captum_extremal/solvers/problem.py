@@ -1,0 +1,204 @@
+"""`Problem`: masks -> rewards and their gradients, in chunks that fit the device.
+
+A problem holds N images and A areas, hence K = N * A cells in image-major order:
+cell ``k`` asks for the mask of area ``areas[k % A]`` of image ``k // A`` that maximises
+the reward (paper eq. 2). An image may consist of several tensors (a tuple input):
+then a cell has one mask for each of them, all of the cell's area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captum_extremal.perturbations import apply_mask
+from captum_extremal.rewards import GAMES, Game
+
+Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
+"""Perturbed inputs, each (M, C, *S), and the image of each row (M,) -> scores (M,)."""
+
+Masks = tuple[Tensor, ...]
+"""One mask tensor (M, 1, *S) for each tensor of the input."""
+
+View = Callable[[Tensor], Tensor]
+"""Perturbed input (M, C, *S) -> what the model is shown of it, same shape."""
+
+
+class Problem:
+    """What a mask is worth to a model, for K cells of one image and area each.
+
+    Args:
+        score: The model: perturbed inputs and the image index of each row -> scores.
+        levels: For each input tensor its perturbation levels, (N, L, C, *S).
+        areas: The A areas, fractions of each tensor's pixels in (0, 1].
+        game: ``"preservation"``, ``"deletion"`` or ``"hybrid"`` (Sec. 3.2).
+        perturbations_per_eval: The most perturbed inputs that one forward may hold.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        levels: tuple[Tensor, ...],
+        areas: Sequence[float],
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+    ) -> None:
+        self.areas = tuple(areas)
+        self.sizes = [tuple(level.shape[3:]) for level in levels]
+        self.num_images = len(levels[0])
+        self.num_cells = self.num_images * len(self.areas)
+        self.device = levels[0].device
+        self._score = score
+        self._levels = levels
+        self._weights = GAMES[game]
+        self._chunk = max(1, perturbations_per_eval)
+
+    @property
+    def cell_areas(self) -> Tensor:
+        """The area of each cell, (K,)."""
+        return torch.tensor(self.areas, device=self.device).repeat(self.num_images)
+
+    def images_of(self, cells: Tensor) -> Tensor:
+        """The image of each cell, (M,)."""
+        return torch.div(cells, len(self.areas), rounding_mode="floor")
+
+    def scores(self, masks: Masks, images: Tensor) -> Tensor:
+        """The model's score of ``masks * images``, whatever the game: (M,), no grad."""
+        with torch.no_grad():
+            chunks = [
+                self._perturbed_score(part, rows, None)
+                for part, rows in self._split(masks, images, self._chunk)
+            ]
+        return torch.cat(chunks)
+
+    def rewards(self, masks: Masks, cells: Tensor, view: View | None = None) -> Tensor:
+        """What is to be maximised, for masks of any cells, without gradients.
+
+        Args:
+            masks: A mask for each of M candidates.
+            cells: The cell of each candidate, (M,).
+            view: What the model is shown of each perturbed input tensor, such as its
+                mirror image; None for the perturbed input itself.
+
+        Returns:
+            Rewards, (M,).
+        """
+        images = self.images_of(cells)
+        with torch.no_grad():
+            chunks = [
+                self._reward(part, rows, view)
+                for part, rows in self._split(masks, images, self._masks_per_chunk)
+            ]
+        return torch.cat(chunks)
+
+    def gradients(
+        self, masks: Masks, cells: Tensor, view: View | None = None
+    ) -> tuple[Tensor, Masks]:
+        """Rewards (M,) and their gradient with respect to each mask, (M, 1, *S).
+
+        Only the masks are differentiated; no ``.grad`` of the model is touched.
+
+        Raises:
+            RuntimeError: If no gradient reaches the mask through the model.
+        """
+        images = self.images_of(cells)
+        rewards, gradients = [], []
+        for part, rows in self._split(masks, images, self._masks_per_chunk):
+            leaves = tuple(mask.detach().requires_grad_() for mask in part)
+            with torch.enable_grad():
+                reward = self._reward(leaves, rows, view)
+                gradients.append(_gradient(reward, leaves))
+            rewards.append(reward.detach())
+        joined = tuple(torch.cat(parts) for parts in zip(*gradients, strict=True))
+        return torch.cat(rewards), joined
+
+    @property
+    def _masks_per_chunk(self) -> int:
+        """The hybrid game shows the model two perturbed inputs for each mask."""
+        shown = sum(weight != 0 for weight in self._weights)
+        return max(1, self._chunk // shown)
+
+    def _reward(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
+        kept, removed = self._weights
+        if removed == 0:
+            return kept * self._perturbed_score(masks, images, view)
+        complement = tuple(1 - mask for mask in masks)
+        if kept == 0:
+            return removed * self._perturbed_score(complement, images, view)
+        both = tuple(torch.cat(pair) for pair in zip(masks, complement, strict=True))
+        scores = self._perturbed_score(both, images.repeat(2), view)
+        inside, outside = scores.chunk(2)
+        return kept * inside + removed * outside
+
+    def _perturbed_score(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
+        inputs = tuple(
+            apply_mask(levels, mask, images)
+            for levels, mask in zip(self._levels, masks, strict=True)
+        )
+        if view is not None:
+            inputs = tuple(map(view, inputs))
+        return self._score(inputs, images)
+
+    @staticmethod
+    def _split(
+        masks: Masks, images: Tensor, size: int
+    ) -> Iterator[tuple[Masks, Tensor]]:
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            yield tuple(mask[part] for mask in masks), images[part]
+
+
+def _gradient(reward: Tensor, leaves: Masks) -> Masks:
+    if not reward.requires_grad:
+        raise RuntimeError(
+            "no gradient reaches the mask through forward_func: its output is cut off "
+            "from its input (detach, no_grad, NumPy or an integer step inside); a "
+            "gradient solver needs a differentiable model"
+        )
+    return torch.autograd.grad(reward.sum(), leaves)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        masks: For each input tensor its masks, (K, 1, *S) in [0, 1], exactly of the
+            cell's area when binarised at 0.5.
+        history: Named series of the run, each (T, K) for T iterations; NaN after a
+            cell's end.
+    """
+
+    masks: Masks
+    history: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Solver(Protocol):
+    """Whatever turns a problem into masks."""
+
+    def solve(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Solution:
+        """Find the mask of the asked area with the highest reward, for each cell.
+
+        Args:
+            problem: What a mask is worth.
+            seed: The only source of randomness.
+            on_step: Told the number of steps done since it was last told.
+
+        Returns:
+            The masks and how they were found.
+        """
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Steps that ``on_step`` will hear of at most."""
+        ...

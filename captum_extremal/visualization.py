@@ -1,0 +1,331 @@
+"""An image and its masks -> a matplotlib figure.
+
+`plot_result` draws one image of an `ExtremalResult` as the paper's Figures 1 and 3: what
+each mask keeps, the masks themselves, and the scores of the kept and of the remaining
+part over the area. No window is opened and pyplot is not touched: a `Figure` comes back,
+to be saved or shown by the caller.
+
+Convention:
+    Images are (C, H, W) with 1 or 3 channels and values in [0, 1], a mask is (1, H, W):
+    1 = kept, 0 = fully perturbed. The outline of a mask is its level 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_extremal.result import ExtremalResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that stay distinct with a colour vision deficiency (Okabe and Ito); lines also
+# differ in their dashes and markers.
+PRESERVED = "#0072B2"  # blue
+DELETED = "#E69F00"  # orange
+UNTOUCHED = "#009E73"  # green
+PERTURBED = "#C1272D"  # red
+_DELETED_TEXT = "#9A6500"  # the orange is too pale for letters on white
+_UNTOUCHED_TEXT = "#00795A"
+_INK = "#222222"
+_FRAME = "#8A8A8A"
+_GRID = "#E6E6E6"
+_BADGE = {"boxstyle": "round,pad=0.3", "facecolor": _UNTOUCHED_TEXT, "linewidth": 0}
+
+_CELL = 2.1  # inches, the longer side of a picture
+_CURVE = 4.4  # inches, the width of the curve
+_SMALL, _MEDIUM, _LARGE = 9.5, 11.0, 14.0  # font sizes in points
+_GHOST = 0.25  # brightness of what a mask leaves out
+
+
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo a normalisation by channel, for display.
+
+    Args:
+        images: (..., C, H, W), normalised as ``(image - mean) / std``.
+        mean: One value for each channel, or one for all.
+        std: One value for each channel, or one for all.
+
+    Returns:
+        Images in [0, 1]; what was outside is clipped.
+
+    Shape:
+        Like ``images``.
+
+    Example:
+        >>> import torch
+        >>> denormalize(torch.tensor([[[-1.0, 0.0, 1.0, 9.0]]]), mean=[0.5], std=[0.5])
+        tensor([[[0.0000, 0.5000, 1.0000, 1.0000]]])
+    """
+    shape = (-1, 1, 1)
+    return (
+        images * images.new_tensor(std).reshape(shape)
+        + images.new_tensor(mean).reshape(shape)
+    ).clamp(0, 1)
+
+
+def overlay_mask(
+    image: Tensor, mask: Tensor, background: float | Tensor = 0.0
+) -> Tensor:
+    """Show what a mask keeps: the image inside, a background outside.
+
+    Args:
+        image: (C, H, W) in [0, 1].
+        mask: (1, H, W) in [0, 1], 1 = kept.
+        background: Shown where nothing is kept: a grey level (0 is black, as in the
+            paper's Fig. 1) or an image that broadcasts to ``image``.
+
+    Returns:
+        ``mask * image + (1 - mask) * background``.
+
+    Shape:
+        Like ``image``.
+
+    Example:
+        >>> import torch
+        >>> image, mask = torch.full((3, 1, 2), 0.8), torch.tensor([[[1.0, 0.0]]])
+        >>> overlay_mask(image, mask)[0]
+        tensor([[0.8000, 0.0000]])
+    """
+    return mask * image + (1 - mask) * background
+
+
+def plot_result(
+    image: Tensor,
+    result: ExtremalResult,
+    index: int = 0,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Draw the masks of one image, what they keep, and their scores over the area.
+
+    The first row shows the input and what each mask keeps, with the mask's outline at
+    0.5 and the rest of the image as a dark ghost; the second row the mean of the masks
+    (the attribution) and the masks. Beside them stand the scores over the area. The
+    smallest sufficient area a* (eq. 3), if there is one, is boxed.
+
+    Args:
+        image: The image for display, (C, H, W) in [0, 1], grey or RGB.
+        result: A result for images of that size.
+        index: Which of the result's images this is.
+        title: Written above everything.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: If the image is not (1 or 3, H, W), the masks are not of its size,
+            or ``index`` is out of range.
+        TypeError: If the result holds a tuple of masks.
+
+    Example:
+        >>> import torch
+        >>> from captum_extremal.result import ExtremalResult
+        >>> result = ExtremalResult(
+        ...     masks=torch.rand(1, 2, 1, 8, 8),
+        ...     areas=(0.25, 0.5),
+        ...     scores=torch.tensor([[1.0, 3.0]]),
+        ...     complement_scores=torch.tensor([[2.0, 0.0]]),
+        ...     input_score=torch.tensor([2.5]),
+        ...     perturbed_score=torch.tensor([0.0]),
+        ... )
+        >>> figure = plot_result(torch.rand(3, 8, 8), result, title="noise")
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['input', '25 %', 'a* = 50 %']
+    """
+    masks = _masks_of(image, result, index)
+    curve = _Curve.of(result, index)
+    image = image.detach().float().cpu()
+    figure = _new_figure(image, len(masks), title)
+    widths = [figure.get_figwidth() - _CURVE, _CURVE]
+    pictures, beside = figure.subfigures(1, 2, width_ratios=widths)
+    _draw_pictures(pictures.subplots(2, len(masks) + 1), image, masks, curve)
+    _draw_curve(beside.subplots(), curve)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The scores of one image in order of growing area."""
+
+    areas: list[float]
+    scores: list[float]
+    complement_scores: list[float]
+    input_score: float
+    perturbed_score: float
+    smallest_sufficient: int | None  # its place among the areas
+
+    @classmethod
+    def of(cls, result: ExtremalResult, index: int) -> _Curve:
+        order = _order(result)
+        a_star = float(result.smallest_sufficient_area()[index])
+        areas = [result.areas[place] for place in order]
+        scores, complement_scores = result.scores[index], result.complement_scores[index]
+        return cls(
+            areas,
+            scores[order].tolist(),
+            complement_scores[order].tolist(),
+            float(result.input_score[index]),
+            float(result.perturbed_score[index]),
+            # a* is one of the areas, rounded to the precision of the scores.
+            None if math.isnan(a_star) else _nearest(areas, a_star),
+        )
+
+
+def _order(result: ExtremalResult) -> list[int]:
+    return sorted(range(len(result.areas)), key=result.areas.__getitem__)
+
+
+def _nearest(values: Sequence[float], value: float) -> int:
+    return min(range(len(values)), key=lambda place: abs(values[place] - value))
+
+
+def _masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
+    """The masks of one image in order of growing area, (A, 1, H, W), after all checks."""
+    if isinstance(result.masks, tuple):
+        raise TypeError(
+            "result must hold one tensor of masks, got a tuple; draw one of them with "
+            "dataclasses.replace(result, masks=result.masks[0])"
+        )
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"image must have shape (1 or 3, H, W), got {tuple(image.shape)}"
+        )
+    if not 0 <= index < len(result.masks):
+        raise ValueError(f"index must lie in 0..{len(result.masks) - 1}, got {index}")
+    masks = result.masks[index].detach().float().cpu()[_order(result)]
+    if masks.shape[1:] != (1, *image.shape[1:]):
+        raise ValueError(
+            f"image must have the size of the masks, {tuple(masks.shape[2:])}, got "
+            f"{tuple(image.shape[1:])}"
+        )
+    return masks
+
+
+def _new_figure(image: Tensor, num_areas: int, title: str | None) -> Figure:
+    """An empty figure with room for the pictures, their captions and the curve."""
+    from matplotlib.figure import Figure
+
+    height, width = image.shape[1:]
+    scale = _CELL / max(height, width)
+    size = (
+        (width * scale + 0.15) * (num_areas + 1) + _CURVE,
+        max(2 * (height * scale + 0.6), 3.4) + (0.45 if title else 0.0),
+    )
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=_LARGE, color=_INK, fontweight="bold")
+    return figure
+
+
+def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: _Curve) -> None:  # noqa: ANN401
+    """Two rows: the input and what is kept; the mean of the masks and the masks."""
+    _show(axes[0, 0], image, f"score {curve.input_score:.2f}", _UNTOUCHED_TEXT)
+    axes[0, 0].set_title("input", fontsize=_MEDIUM, color=_INK)
+    _show(axes[1, 0], masks.mean(dim=0), "mean of the masks", _INK)
+    ghost = _GHOST * image.mean(dim=0, keepdim=True)
+    for place, mask in enumerate(masks):
+        kept, alone = axes[:, place + 1]
+        _show(
+            kept,
+            overlay_mask(image, mask, ghost),
+            f"alone {curve.scores[place]:.2f}",
+            PRESERVED,
+        )
+        _outline(kept, mask)
+        _show(
+            alone, mask, f"removed {curve.complement_scores[place]:.2f}", _DELETED_TEXT
+        )
+        name = f"{100 * curve.areas[place]:.3g} %"
+        kept.set_title(name, fontsize=_MEDIUM, color=_INK)
+        if place == curve.smallest_sufficient:
+            kept.set_title(f"a* = {name}", color="white", weight="bold", bbox=_BADGE)
+            _box(kept)
+            _box(alone)
+
+
+def _show(axes: Axes, image: Tensor, caption: str, color: str) -> None:
+    """A grey or RGB picture without ticks in a thin frame, with a line of text below."""
+    pixels = image.clamp(0, 1).movedim(0, -1).squeeze(-1).numpy()
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel(caption, fontsize=_SMALL, color=color)
+    for spine in axes.spines.values():
+        spine.set(color=_FRAME, linewidth=0.8)
+
+
+def _outline(axes: Axes, mask: Tensor) -> None:
+    if mask.amin() < 0.5 <= mask.amax():  # else there is no line, only a warning
+        axes.contour(mask[0].numpy(), levels=[0.5], colors="white", linewidths=1.2)
+
+
+def _box(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set(color=UNTOUCHED, linewidth=3.5)
+
+
+def _draw_curve(axes: Axes, curve: _Curve) -> None:
+    """The paper's Fig. 3, right: scores over the area, with two lines of reference."""
+    percent = [100 * area for area in curve.areas]
+    points = {"markersize": 7, "linewidth": 2.2}
+    axes.plot(
+        percent, curve.scores, "o-", color=PRESERVED, label="kept part alone", **points
+    )
+    axes.plot(
+        percent,
+        curve.complement_scores,
+        "s-",
+        color=DELETED,
+        label="kept part removed",
+        **points,
+    )
+    axes.axhline(curve.input_score, color=UNTOUCHED, ls="--", lw=1.8, label="input")
+    axes.axhline(
+        curve.perturbed_score, color=PERTURBED, ls=":", lw=2.2, label="fully perturbed"
+    )
+    if curve.smallest_sufficient is not None:
+        _mark_a_star(axes, percent[curve.smallest_sufficient])
+    axes.set_xlim(0, 1.06 * percent[-1])
+    axes.set_xlabel("area of the mask (% of the image)", fontsize=_MEDIUM, color=_INK)
+    axes.set_ylabel("score of the target", fontsize=_MEDIUM, color=_INK)
+    _style(axes)
+
+
+def _mark_a_star(axes: Axes, percent: float) -> None:
+    axes.axvline(percent, color=UNTOUCHED, linewidth=1.2, zorder=0.5)
+    axes.annotate(
+        f"a* = {percent:.3g} %",
+        xy=(percent, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 5),
+        textcoords="offset points",
+        horizontalalignment="center",
+        fontsize=_SMALL,
+        color="white",
+        fontweight="bold",
+        bbox=_BADGE,
+    )
+
+
+def _style(axes: Axes) -> None:
+    """Quiet axes, and the legend below them, where no data can be."""
+    axes.tick_params(labelsize=_SMALL, color=_FRAME, labelcolor=_INK)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FRAME)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        ncols=2,
+        frameon=False,
+        fontsize=_SMALL,
+        labelcolor=_INK,
+    )

@@ -1,0 +1,72 @@
+"""Fixtures shared by all tests: one thread, fixed seeds, devices, real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import captum
+import hypothesis
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)
+
+# Without a deadline, which a busy machine breaks, and with the same examples each time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+DATA_VARIABLE = "CAPTUM_EXTREMAL_DATA"
+
+
+def pytest_report_header() -> str:
+    data = os.environ.get(DATA_VARIABLE, "not set")
+    return (
+        f"captum {captum.__version__}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread, {DATA_VARIABLE}: {data}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    """Each test starts from the same generator and a single thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(
+                    not torch.cuda.is_available(), reason="no CUDA device"
+                ),
+            ],
+        ),
+    ]
+)
+def device(request):
+    """Each device in turn. Draw random tensors on the CPU, then move them."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    """Each floating type that results are promised for."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """Folder of real images (imagenet_mini, coco_mini, voc_mini)."""
+    value = os.environ.get(DATA_VARIABLE)
+    if not value:
+        pytest.skip(f"{DATA_VARIABLE} is not set: it names the folder of real images")
+    root = Path(value)
+    if not root.is_dir():
+        pytest.fail(f"{DATA_VARIABLE} must name a folder, got {value}")
+    return root

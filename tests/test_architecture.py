@@ -1,0 +1,441 @@
+"""The shape of the package: imports go one way, public names are documented.
+
+Each check is a function of sources (or of a package on a path) that returns what is
+wrong. One test runs it on the package, its twin on a small fake that must be caught.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import captum_extremal
+
+PACKAGE = "captum_extremal"
+ROOT = Path(captum_extremal.__file__).parent
+
+# A module imports from lower tiers only, never from its own. A sub-package counts as
+# one module here; inside it, imports are free.
+TIERS = (
+    {"_checks"},
+    {"_captum", "_model", "blur"},
+    {"masks", "perturbations", "area", "rewards"},
+    {"solvers", "result"},
+    {"presets", "metrics", "visualization"},
+    {"extremal", "channel", "inversion"},
+    {"insights", "report"},
+    {"benchmark"},
+    {"demo"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+TIER = {name: level for level, names in enumerate(TIERS) for name in names}
+
+# Who may use these modules, whatever the tiers allow.
+USERS = {
+    "_captum": {"rewards", "extremal", "channel", "inversion"},
+    "_model": {"extremal", "channel", "inversion"},
+}
+# Who may import Captum's public names. Its underscored ones: `_captum` alone.
+CAPTUM_USERS = {"_captum", "extremal", "channel", "inversion", "insights", "benchmark"}
+# The solvers turn a problem into masks and scores: no Captum, no plots, no files.
+SOLVERS_NEVER = {
+    "captum", "io", "json", "matplotlib", "os", "pathlib", "pickle", "PIL",
+    "safetensors", "shutil", "sqlite3", "tempfile", "timm", "torchvision",
+}  # fmt: skip
+# Slow or optional: imported inside functions, save in the pieces at the top, which
+# `import captum_extremal` does not load.
+LAZY = {"matplotlib", "skimage", "timm", "torchvision"}
+EAGER_ALLOWED = {"benchmark", "cli", "demo"}
+
+
+# --- reading sources ---
+
+
+def package_sources() -> dict[str, str]:
+    """Dotted name below the package (`solvers.gradient`) -> source."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text("utf-8")
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+
+
+def imports_of(name: str, nodes: Iterator[ast.AST]) -> set[str]:
+    """Absolute dotted names that the nodes of module `name` import."""
+    parts = f"{PACKAGE}.{name}".split(".")
+    parent = ".".join(parts[:-1])  # the package that relative imports start from
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), parent)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def all_imports(name: str, source: str) -> set[str]:
+    return imports_of(name, ast.walk(ast.parse(source)))
+
+
+def eager_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the module is imported: no function bodies, no TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from eager_nodes(node)
+
+
+def piece_of(dotted: str) -> str | None:
+    """`captum_extremal.solvers.gradient.X` -> `solvers`; None outside the package."""
+    package, _, rest = dotted.partition(".")
+    if package != PACKAGE:
+        return None
+    head = rest.partition(".")[0]
+    return head if head in TIER else "__init__"
+
+
+def owner(name: str) -> str:
+    """The piece that the module `name` belongs to: its first component."""
+    return name.partition(".")[0]
+
+
+# --- checks on sources ---
+
+
+def tier_violations(sources: dict[str, str]) -> list[str]:
+    """Modules without a tier, and imports that do not go down."""
+    wrong = []
+    for name, source in sources.items():
+        piece = owner(name)
+        if piece not in TIER:
+            wrong.append(f"{name}: give it a tier in tests/test_architecture.py")
+            continue
+        for target in {piece_of(item) for item in all_imports(name, source)}:
+            if target in (None, piece) or TIER[target] < TIER[piece]:
+                continue
+            wrong.append(f"{name} imports {target}, which is not below it")
+    return sorted(wrong)
+
+
+def user_violations(sources: dict[str, str]) -> list[str]:
+    """Uses of `_captum` and `_model` by pieces that must not know them."""
+    return sorted(
+        f"{name} imports {target}"
+        for name, source in sources.items()
+        for target in {piece_of(item) for item in all_imports(name, source)}
+        if target in USERS and owner(name) not in USERS[target] | {target}
+    )
+
+
+def captum_violations(sources: dict[str, str]) -> list[str]:
+    """Captum's names where they must not be: underscored, or in the wrong piece."""
+    wrong = []
+    for name, source in sources.items():
+        for item in all_imports(name, source) | captum_attributes(source):
+            if item.partition(".")[0] != "captum":
+                continue
+            if any(part.startswith("_") for part in item.split(".")):
+                if name != "_captum":
+                    wrong.append(f"{name} uses {item}: go through _captum")
+            elif owner(name) not in CAPTUM_USERS:
+                wrong.append(f"{name} uses {item}")
+    return sorted(wrong)
+
+
+def captum_attributes(source: str) -> set[str]:
+    """Chains like `captum._utils.common` that are read off the imported package."""
+    chains = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+    }
+    return {chain for chain in chains if chain.startswith("captum._")}
+
+
+def solver_violations(sources: dict[str, str]) -> list[str]:
+    """What the solvers must not know: Captum, plots, files."""
+    wrong = []
+    for name, source in sources.items():
+        if owner(name) != "solvers":
+            continue
+        roots = {item.partition(".")[0] for item in all_imports(name, source)}
+        wrong += [f"{name} imports {root}" for root in roots & SOLVERS_NEVER]
+        calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+        called = {ast.unparse(call.func) for call in calls}
+        wrong += [
+            f"{name} calls {function}"
+            for function in called & {"open", "print", "torch.save", "torch.load"}
+        ]
+    return sorted(wrong)
+
+
+def eager_violations(sources: dict[str, str]) -> list[str]:
+    """Slow or optional packages imported at the top of a module."""
+    return sorted(
+        f"{name} imports {root} at its top"
+        for name, source in sources.items()
+        if owner(name) not in EAGER_ALLOWED
+        for root in LAZY
+        & {
+            item.partition(".")[0]
+            for item in imports_of(name, eager_nodes(ast.parse(source)))
+        }
+    )
+
+
+SOURCE_CHECKS = [
+    tier_violations,
+    user_violations,
+    captum_violations,
+    solver_violations,
+    eager_violations,
+]
+
+
+@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=lambda check: check.__name__)
+def test_package_sources(check):
+    assert check(package_sources()) == []
+
+
+def test_package_sources_are_found():
+    assert {"__init__"} <= set(package_sources())
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "wrong"),
+    [
+        ("masks", "from captum_extremal.solvers import x", "solvers"),
+        ("masks", "from .area import area_loss", "area"),
+        ("masks", "from . import area", "area"),
+        ("masks", "import captum_extremal.area", "area"),
+        ("masks", "from captum_extremal import MaskGenerator", "__init__"),
+        ("masks", "def f():\n    from .extremal import x", "extremal"),
+        ("solvers.gradient", "from ..result import x", "result"),
+        ("solvers.__init__", "from ..extremal import x", "extremal"),
+        ("blur", "if TYPE_CHECKING:\n    from .masks import x", "masks"),
+    ],
+)
+def test_an_import_that_does_not_go_down_is_caught(name, source, wrong):
+    expected = f"{name} imports {wrong}, which is not below it"
+    assert tier_violations({name: source}) == [expected]
+
+
+def test_a_module_without_a_tier_is_caught():
+    wrong = tier_violations({"novelty": ""})
+    assert wrong == ["novelty: give it a tier in tests/test_architecture.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("masks", "from .blur import gaussian_blur"),
+        ("masks", "import torch"),
+        ("solvers.gradient", "from .problem import Problem\nfrom ..area import x"),
+        ("solvers.gradient", "from captum_extremal.masks import MaskGenerator"),
+        ("__init__", "from .extremal import ExtremalPerturbation"),
+        ("__main__", "from captum_extremal.cli import main"),
+    ],
+)
+def test_an_import_that_goes_down_is_accepted(name, source):
+    assert tier_violations({name: source}) == []
+
+
+@pytest.mark.parametrize("target", ["_captum", "_model"])
+@pytest.mark.parametrize("name", ["solvers.gradient", "result", "visualization"])
+def test_a_wrong_user_of_a_door_is_caught(name, target):
+    source = f"from {PACKAGE}.{target} import x"
+    assert user_violations({name: source}) == [f"{name} imports {target}"]
+    assert user_violations({"extremal": source}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from captum._utils.common import _run_forward",
+        "import captum._utils.common",
+        "from captum.attr._utils.attribution import PerturbationAttribution",
+        "import captum\nx = captum._utils",
+    ],
+)
+def test_an_underscored_name_of_captum_is_caught(source):
+    assert len(captum_violations({"extremal": source})) == 1
+    assert captum_violations({"_captum": source}) == []
+
+
+@pytest.mark.parametrize("name", ["masks", "area", "solvers.gradient", "result"])
+def test_captum_in_the_wrong_piece_is_caught(name):
+    source = "from captum.attr import Attribution"
+    assert captum_violations({name: source}) == [f"{name} uses captum.attr.Attribution"]
+    assert captum_violations({"extremal": source}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("import captum.attr", "imports captum"),
+        ("def f():\n    import matplotlib.pyplot as plt", "imports matplotlib"),
+        ("from pathlib import Path", "imports pathlib"),
+        ("open('history')", "calls open"),
+        ("torch.save(masks, name)", "calls torch.save"),
+    ],
+)
+def test_a_solver_that_knows_too_much_is_caught(source, wrong):
+    assert solver_violations({"solvers.x": source}) == [f"solvers.x {wrong}"]
+    assert solver_violations({"result": source}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import matplotlib.pyplot as plt",
+        "try:\n    from matplotlib import pyplot\nexcept ImportError:\n    pass",
+        "class A:\n    import matplotlib",
+    ],
+)
+def test_an_eager_import_is_caught(source):
+    expected = ["visualization imports matplotlib at its top"]
+    assert eager_violations({"visualization": source}) == expected
+    assert eager_violations({"cli": source}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def plot():\n    import matplotlib.pyplot as plt",
+        "if TYPE_CHECKING:\n    from matplotlib.figure import Figure",
+    ],
+)
+def test_a_lazy_import_is_accepted(source):
+    assert eager_violations({"visualization": source}) == []
+
+
+# --- what an import pulls in ---
+
+# Captum itself imports matplotlib.pyplot, which opens nothing: a backend is loaded with
+# the first figure.
+PROBE = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+found = {"torchvision", "timm", "skimage"} & set(sys.modules)
+found |= {n for n in sys.modules if n.startswith("matplotlib.backends.backend_")}
+print(*sorted(found), sep="\\n")
+"""
+
+
+def pulled_in(package: str, path: Path) -> list[str]:
+    """Optional packages and plotting backends that a fresh `import package` loads."""
+    places = [str(path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, package],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_the_import_is_light():
+    assert pulled_in(PACKAGE, ROOT.parent) == []
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm"])
+def test_a_heavy_import_is_caught(tmp_path, name):
+    (tmp_path / f"{name}.py").touch()  # stands for the real one, which is slow to load
+    (tmp_path / "heavy.py").write_text(f"import {name}")
+    assert pulled_in("heavy", tmp_path) == [name]
+
+
+def test_a_figure_at_import_is_caught(tmp_path):
+    source = "import matplotlib.pyplot as plt\nplt.figure()"
+    (tmp_path / "window.py").write_text(source)
+    assert "matplotlib.backends.backend_agg" in pulled_in("window", tmp_path)
+
+
+# --- public names ---
+
+
+def public_violations(package: ModuleType) -> list[str]:
+    """Names in `__all__` that are missing, undocumented or without an example."""
+    wrong = []
+    if len(package.__all__) != len(set(package.__all__)):
+        wrong.append("__all__ names something twice")
+    for name in package.__all__:
+        if not hasattr(package, name):
+            wrong.append(f"{name} is in __all__ and does not exist")
+            continue
+        value = getattr(package, name)
+        if not (inspect.isclass(value) or inspect.isroutine(value)):
+            continue  # a sub-module, or an alias of types: ruff sees to the former
+        if not (value.__doc__ or "").strip():
+            wrong.append(f"{name} has no docstring")
+        elif not doctest.DocTestParser().get_examples(value.__doc__):
+            wrong.append(f"{name} has no example that runs as a doctest")
+    return wrong
+
+
+def test_public_names_exist_and_are_documented():
+    assert public_violations(captum_extremal) == []
+
+
+def fake_package(**names: object) -> ModuleType:
+    package = ModuleType("fake")
+    package.__all__ = sorted(names)
+    vars(package).update(names)
+    return package
+
+
+def documented():
+    """Return one.
+
+    >>> documented()
+    1
+    """
+    return 1
+
+
+def without_example():
+    """Return one."""
+    return 1
+
+
+def test_a_documented_name_is_accepted():
+    assert public_violations(fake_package(documented=documented)) == []
+
+
+def test_a_name_without_docstring_is_caught():
+    package = fake_package(bare=lambda: 1, Bare=type("Bare", (), {}))
+    expected = ["Bare has no docstring", "bare has no docstring"]
+    assert public_violations(package) == expected
+
+
+def test_a_name_without_example_is_caught():
+    expected = ["without_example has no example that runs as a doctest"]
+    assert public_violations(fake_package(without_example=without_example)) == expected
+
+
+def test_a_missing_name_is_caught():
+    package = fake_package(documented=documented)
+    del package.documented
+    expected = ["documented is in __all__ and does not exist"]
+    assert public_violations(package) == expected
+
+
+def test_a_name_given_twice_is_caught():
+    package = fake_package(documented=documented)
+    package.__all__ *= 2
+    assert public_violations(package) == ["__all__ names something twice"]

@@ -7,6 +7,42 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-__all__: list[str] = []
+from captum_extremal import presets
+from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
+from captum_extremal.blur import gaussian_blur
+from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.masks import MaskGenerator, smooth_max
+from captum_extremal.perturbations import (
+    BlurPerturbation,
+    FadePerturbation,
+    Perturbation,
+    apply_mask,
+)
+from captum_extremal.result import ExtremalResult
+from captum_extremal.rewards import contrastive_reward, simple_reward
+from captum_extremal.solvers import GradientSolver, Problem, Solution, Solver
+
+__all__ = [
+    "AreaLoss",
+    "AreaWeight",
+    "BlurPerturbation",
+    "ExtremalPerturbation",
+    "ExtremalResult",
+    "FadePerturbation",
+    "GradientSolver",
+    "MaskGenerator",
+    "Perturbation",
+    "Problem",
+    "Solution",
+    "Solver",
+    "apply_mask",
+    "area_loss",
+    "area_reference",
+    "contrastive_reward",
+    "gaussian_blur",
+    "presets",
+    "simple_reward",
+    "smooth_max",
+]
 
 __version__ = version("captum_extremal")

@@ -83,7 +83,7 @@ def take_rows(value: Any, rows: Tensor, num_examples: int) -> Any:  # noqa: ANN4
 
 def select_targets(outputs: Tensor, target: Target) -> Tensor:
     """Captum's selection: the entry of ``outputs`` that ``target`` names, (K,)."""
-    return cast(Tensor, _select_targets(outputs, target))
+    return _select_targets(outputs, target)
 
 
 def run_forward(

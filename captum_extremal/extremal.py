@@ -108,7 +108,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         """False: a mask is not scaled by the input."""
         return False
 
-    @log_usage(part_of_slo=True)
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -258,7 +258,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         additional_forward_args: object,
         device: torch.device,
     ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-        """Perturbed inputs and the image of each -> the reward of the model's output."""
+        """Perturbed inputs and the image of each -> the reward of the output."""
         arguments = as_arguments(additional_forward_args)
         fast_target = as_target(target, device)
 

@@ -121,7 +121,10 @@ class ExtremalResult:
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
         save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            {
+                name: t.detach().cpu().contiguous().clone()
+                for name, t in tensors.items()
+            },
             partial,
             metadata={"captum_extremal": json.dumps(about)},
         )
@@ -145,7 +148,9 @@ class ExtremalResult:
                 about = json.loads((file.metadata() or {})["captum_extremal"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"path must be a saved ExtremalResult, got {path}") from error
+            raise ValueError(
+                f"path must be a saved ExtremalResult, got {path}"
+            ) from error
         count = sum(name.startswith("masks.") for name in tensors)
         masks = tuple(tensors[f"masks.{index}"] for index in range(count))
         prefix = "history."

@@ -1,9 +1,9 @@
 """An image and its masks -> a matplotlib figure.
 
-`plot_result` draws one image of an `ExtremalResult` as the paper's Figures 1 and 3: what
-each mask keeps, the masks themselves, and the scores of the kept and of the remaining
-part over the area. No window is opened and pyplot is not touched: a `Figure` comes back,
-to be saved or shown by the caller.
+`plot_result` draws one image of an `ExtremalResult` as the paper's Figures 1 and 3:
+what each mask keeps, the masks themselves, and the scores of the kept and of the
+remaining part over the area. No window is opened and pyplot is not touched: a `Figure`
+comes back, to be saved or shown by the caller.
 
 Convention:
     Images are (C, H, W) with 1 or 3 channels and values in [0, 1], a mask is (1, H, W):
@@ -144,7 +144,8 @@ def plot_result(
     image = image.detach().float().cpu()
     figure = _new_figure(image, len(masks), title)
     widths = [figure.get_figwidth() - _CURVE, _CURVE]
-    pictures, beside = figure.subfigures(1, 2, width_ratios=widths)
+    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=widths)
+    pictures, beside = parts[0]
     _draw_pictures(pictures.subplots(2, len(masks) + 1), image, masks, curve)
     _draw_curve(beside.subplots(), curve)
     return figure
@@ -166,11 +167,10 @@ class _Curve:
         order = _order(result)
         a_star = float(result.smallest_sufficient_area()[index])
         areas = [result.areas[place] for place in order]
-        scores, complement_scores = result.scores[index], result.complement_scores[index]
         return cls(
             areas,
-            scores[order].tolist(),
-            complement_scores[order].tolist(),
+            result.scores[index, order].tolist(),
+            result.complement_scores[index, order].tolist(),
             float(result.input_score[index]),
             float(result.perturbed_score[index]),
             # a* is one of the areas, rounded to the precision of the scores.
@@ -187,7 +187,7 @@ def _nearest(values: Sequence[float], value: float) -> int:
 
 
 def _masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
-    """The masks of one image in order of growing area, (A, 1, H, W), after all checks."""
+    """The masks of one image in order of growing area, (A, 1, H, W); all checks."""
     if isinstance(result.masks, tuple):
         raise TypeError(
             "result must hold one tensor of masks, got a tuple; draw one of them with "
@@ -216,9 +216,10 @@ def _new_figure(image: Tensor, num_areas: int, title: str | None) -> Figure:
     scale = _CELL / max(height, width)
     size = (
         (width * scale + 0.15) * (num_areas + 1) + _CURVE,
-        max(2 * (height * scale + 0.6), 3.4) + (0.45 if title else 0.0),
+        max(2 * (height * scale + 0.45), 3.4) + (0.45 if title else 0.0),
     )
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, dpi=110)
+    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
     if title:
         figure.suptitle(title, fontsize=_LARGE, color=_INK, fontweight="bold")
     return figure
@@ -245,13 +246,14 @@ def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: _Curve) -> No
         name = f"{100 * curve.areas[place]:.3g} %"
         kept.set_title(name, fontsize=_MEDIUM, color=_INK)
         if place == curve.smallest_sufficient:
-            kept.set_title(f"a* = {name}", color="white", weight="bold", bbox=_BADGE)
+            kept.title.set(text=f"a* = {name}", color="white", weight="bold")
+            kept.title.set_bbox(_BADGE)
             _box(kept)
             _box(alone)
 
 
 def _show(axes: Axes, image: Tensor, caption: str, color: str) -> None:
-    """A grey or RGB picture without ticks in a thin frame, with a line of text below."""
+    """A grey or RGB picture in a thin frame, with a line of text below."""
     pixels = image.clamp(0, 1).movedim(0, -1).squeeze(-1).numpy()
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
@@ -274,18 +276,11 @@ def _box(axes: Axes) -> None:
 def _draw_curve(axes: Axes, curve: _Curve) -> None:
     """The paper's Fig. 3, right: scores over the area, with two lines of reference."""
     percent = [100 * area for area in curve.areas]
-    points = {"markersize": 7, "linewidth": 2.2}
-    axes.plot(
-        percent, curve.scores, "o-", color=PRESERVED, label="kept part alone", **points
-    )
-    axes.plot(
-        percent,
-        curve.complement_scores,
-        "s-",
-        color=DELETED,
-        label="kept part removed",
-        **points,
-    )
+    for scores, style, color, label in (
+        (curve.scores, "o-", PRESERVED, "kept part alone"),
+        (curve.complement_scores, "s-", DELETED, "kept part removed"),
+    ):
+        axes.plot(percent, scores, style, color=color, label=label, lw=2.2, ms=7)
     axes.axhline(curve.input_score, color=UNTOUCHED, ls="--", lw=1.8, label="input")
     axes.axhline(
         curve.perturbed_score, color=PERTURBED, ls=":", lw=2.2, label="fully perturbed"

@@ -62,7 +62,7 @@ class GradientSolver:
     temperature: float = 0.05
     profile: Profile | str = "smooth"
     area_scope: Literal["image", "canvas"] = "image"
-    mirror: bool = True
+    mirror: bool = False
     jitter: int = 0
     tolerance: float = 1e-3
     patience: int = 25
@@ -115,9 +115,7 @@ class GradientSolver:
 class _Descent:
     """One run: parameters, momentum, and what each iteration wrote down."""
 
-    def __init__(
-        self, settings: GradientSolver, problem: Problem, seed: int
-    ) -> None:
+    def __init__(self, settings: GradientSolver, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
         self.generators = [

@@ -134,7 +134,9 @@ class Problem:
         inside, outside = scores.chunk(2)
         return kept * inside + removed * outside
 
-    def _perturbed_score(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
+    def _perturbed_score(
+        self, masks: Masks, images: Tensor, view: View | None
+    ) -> Tensor:
         inputs = tuple(
             apply_mask(levels, mask, images)
             for levels, mask in zip(self._levels, masks, strict=True)

@@ -1,0 +1,216 @@
+"""Argument checks: each error names the argument, what is legal and what came.
+
+They look at types, shapes and Python numbers. None of them reads values from a device,
+so a check never waits for one; the exception is `check_areas`, which takes numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral, Real
+
+from torch import Tensor
+
+
+def check_areas(areas: float | Iterable[float] | Tensor) -> tuple[float, ...]:
+    """One area or several, each a fraction in (0, 1].
+
+    Args:
+        areas: A number, a sequence of numbers or a tensor of any shape, whose values
+            are copied to the CPU.
+
+    Returns:
+        The areas as plain floats, in their order.
+
+    Raises:
+        TypeError: If an area is not a number.
+        ValueError: If an area lies outside (0, 1] or there is none.
+
+    Example:
+        >>> check_areas([0.05, 0.1])
+        (0.05, 0.1)
+        >>> check_areas(1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: area must lie in (0, 1], got 1.5
+    """
+    if isinstance(areas, Tensor):
+        areas = areas.flatten().tolist()
+    if isinstance(areas, str) or not isinstance(areas, Iterable):
+        areas = [areas]
+    checked = tuple(_area(area) for area in areas)
+    if not checked:
+        raise ValueError("areas must hold at least one area, got none")
+    return checked
+
+
+def _area(area: object) -> float:
+    value = _number("area", area)
+    if not 0 < value <= 1:
+        raise ValueError(f"area must lie in (0, 1], got {area}")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    """A finite number above zero, returned as a float.
+
+    Example:
+        >>> check_positive("sigma_max", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: sigma_max must be positive and finite, got 0
+    """
+    number = _number(name, value)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return number
+
+
+def check_non_negative(name: str, value: float) -> float:
+    """A finite number that is zero or more, returned as a float.
+
+    Example:
+        >>> check_non_negative("sigma", -2.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: sigma must be finite and at least 0, got -2.0
+    """
+    number = _number(name, value)
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return number
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_described(value)}")
+    return float(value)
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> int:
+    """A whole number that is at least ``minimum``, returned as an int.
+
+    Example:
+        >>> check_count("num_levels", 1, minimum=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: num_levels must be at least 2, got 1
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {_described(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """One of a closed set of names.
+
+    Example:
+        >>> check_choice("game", "chess", ("preservation", "deletion"))
+        Traceback (most recent call last):
+        ...
+        ValueError: game must be 'preservation' or 'deletion', got 'chess'
+    """
+    # Some callers pass whatever came, a list for example, which no set can look up.
+    if not isinstance(value, str) or value not in choices:
+        legal = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {legal}, got {value!r}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Something that can be called.
+
+    Example:
+        >>> check_callable("reward", 3)
+        Traceback (most recent call last):
+        ...
+        TypeError: reward must be callable, got 3 (int)
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {_described(value)}")
+
+
+def check_method(name: str, value: object, method: str) -> None:
+    """An object (not its class) with a certain method.
+
+    Example:
+        >>> check_method("solver", [], "solve")
+        Traceback (most recent call last):
+        ...
+        TypeError: solver must be an object with a solve method, got [] (list)
+    """
+    if isinstance(value, type) or not callable(getattr(value, method, None)):
+        raise TypeError(
+            f"{name} must be an object with a {method} method, got {_described(value)}"
+        )
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    """A tensor of a floating type.
+
+    Example:
+        >>> import torch
+        >>> check_floating("mask", torch.tensor([1, 0]))
+        Traceback (most recent call last):
+        ...
+        TypeError: mask must be a floating point tensor, got torch.int64
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a floating point tensor, got {_described(value)}"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
+
+
+def check_spatial(name: str, value: Tensor) -> None:
+    """A floating point tensor (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0.
+
+    Example:
+        >>> import torch
+        >>> check_spatial("inputs", torch.zeros(2, 5))
+        Traceback (most recent call last):
+        ...
+        ValueError: inputs must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0, got (2, 5)
+    """  # noqa: E501
+    check_floating(name, value)
+    if value.dim() not in (3, 4, 5) or 0 in value.shape[2:]:
+        raise ValueError(
+            f"{name} must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of "
+            f"them 0, got {tuple(value.shape)}"
+        )
+
+
+def check_inputs(tensors: Sequence[Tensor]) -> None:
+    """The tensors of one input: each (N, C, *S), of one N and on one device.
+
+    Example:
+        >>> import torch
+        >>> check_inputs((torch.zeros(2, 3, 8, 8), torch.zeros(1, 1, 8)))
+        Traceback (most recent call last):
+        ...
+        ValueError: inputs must agree in their first dimension N, got 2 and 1
+    """
+    if not tensors:
+        raise ValueError("inputs must hold at least one tensor, got none")
+    for tensor in tensors:
+        check_spatial("inputs", tensor)
+    _agree("in their first dimension N", [len(tensor) for tensor in tensors])
+    _agree("in their device", [tensor.device for tensor in tensors])
+
+
+def _agree(what: str, found: Sequence[object]) -> None:
+    if any(item != found[0] for item in found):
+        raise ValueError(
+            f"inputs must agree {what}, got {' and '.join(map(str, found))}"
+        )
+
+
+def _described(value: object) -> str:
+    """What came, short enough for one line."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"

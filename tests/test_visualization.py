@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import dataclasses
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from captum_extremal.result import ExtremalResult
+from captum_extremal.visualization import (
+    DELETED,
+    PERTURBED,
+    PRESERVED,
+    UNTOUCHED,
+    denormalize,
+    overlay_mask,
+    plot_result,
+)
+
+HEIGHT, WIDTH = 6, 8
+
+
+def make_result(**changes):
+    """Two images, areas 1/4, 1/2 and 3/4: left, upper and right parts are kept."""
+    masks = torch.zeros(2, 3, 1, HEIGHT, WIDTH)
+    masks[:, 0, 0, :, :2] = 1
+    masks[:, 1, 0, :3] = 1
+    masks[:, 2, 0, :, 2:] = 1
+    result = ExtremalResult(
+        masks=masks,
+        areas=(0.25, 0.5, 0.75),
+        scores=torch.tensor([[1.0, 3.0, 5.0], [0.5, 0.6, 0.7]]),
+        complement_scores=torch.tensor([[4.0, 2.0, 1.0], [0.4, 0.3, 0.2]]),
+        input_score=torch.tensor([2.5, 9.0]),
+        perturbed_score=torch.tensor([-1.0, 0.0]),
+    )
+    return dataclasses.replace(result, **changes)
+
+
+@pytest.fixture(params=[1, 3], ids=["grey", "rgb"])
+def image(request):
+    return torch.rand(request.param, HEIGHT, WIDTH)
+
+
+def grid(figure, num_areas=3):
+    """The pictures as two rows, and the axes of the curve."""
+    pictures = figure.axes[: 2 * (num_areas + 1)]
+    return np.array(pictures).reshape(2, num_areas + 1), figure.axes[-1]
+
+
+def pixels(axes):
+    (shown,) = axes.images
+    return torch.from_numpy(np.array(shown.get_array())).float()
+
+
+def as_shown(image):
+    return image.movedim(0, -1).squeeze(-1)
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.lines}
+
+
+# --- helpers ---
+
+
+def test_denormalize_undoes_a_normalisation():
+    image = torch.rand(2, 3, 4, 4)
+    mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.3, 0.4])
+    normalised = (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(
+        denormalize(normalised, mean.tolist(), std.tolist()), image
+    )
+
+
+def test_denormalize_clips():
+    image = denormalize(torch.tensor([[[-9.0, 9.0]]]), mean=[0.5], std=[0.5])
+    assert image.tolist() == [[[0.0, 1.0]]]
+
+
+def test_overlay_keeps_the_image_where_the_mask_is_one():
+    image = torch.tensor([[[0.2, 0.4, 0.8]], [[0.6, 1.0, 0.0]]])
+    mask = torch.tensor([[[1.0, 0.5, 0.0]]])
+    black = overlay_mask(image, mask)
+    torch.testing.assert_close(
+        black, torch.tensor([[[0.2, 0.2, 0.0]], [[0.6, 0.5, 0.0]]])
+    )
+    grey = overlay_mask(image, mask, background=0.5)
+    torch.testing.assert_close(
+        grey, torch.tensor([[[0.2, 0.45, 0.5]], [[0.6, 0.75, 0.5]]])
+    )
+
+
+def test_overlay_takes_an_image_as_background():
+    image, mask = torch.rand(3, 2, 2), torch.zeros(1, 2, 2)
+    ghost = torch.rand(1, 2, 2)
+    torch.testing.assert_close(overlay_mask(image, mask, ghost), ghost.expand_as(image))
+
+
+# --- pictures ---
+
+
+def test_first_row_is_the_input_and_what_is_kept(image):
+    pictures, _ = grid(plot_result(image, make_result()))
+    torch.testing.assert_close(pixels(pictures[0, 0]), as_shown(image))
+    kept = pixels(pictures[0, 1])
+    torch.testing.assert_close(kept[:, :2], as_shown(image)[:, :2])
+    assert kept[:, 2:].max() < 0.3  # a ghost of the rest
+
+
+def test_second_row_is_the_mean_and_the_masks(image):
+    result = make_result()
+    pictures, _ = grid(plot_result(image, result))
+    torch.testing.assert_close(pixels(pictures[1, 0]), result.masks[0, :, 0].mean(0))
+    for column in range(3):
+        shown = pixels(pictures[1, column + 1])
+        torch.testing.assert_close(shown, result.masks[0, column, 0])
+
+
+def test_grey_levels_are_absolute():
+    image = torch.full((1, HEIGHT, WIDTH), 0.5)
+    pictures, _ = grid(plot_result(image, make_result()))
+    for axes in pictures.flat:
+        assert axes.images[0].get_clim() == (0, 1)
+
+
+def test_titles_are_the_areas_and_captions_the_scores():
+    pictures, _ = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), make_result(), 1))
+    assert [axes.get_title() for axes in pictures[0]] == [
+        "input",
+        "25 %",
+        "50 %",
+        "75 %",
+    ]
+    assert [axes.get_xlabel() for axes in pictures[0]] == [
+        "score 9.00",
+        "alone 0.50",
+        "alone 0.60",
+        "alone 0.70",
+    ]
+    assert pictures[1, 1].get_xlabel() == "removed 0.40"
+
+
+def test_the_outline_is_where_the_mask_is_one_half():
+    masks = torch.linspace(0, 1, WIDTH).expand(2, 1, 1, HEIGHT, WIDTH)
+    result = make_result(
+        masks=masks,
+        areas=(0.5,),
+        scores=torch.zeros(2, 1),
+        complement_scores=torch.zeros(2, 1),
+    )
+    pictures, _ = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), result), num_areas=1)
+    (contour,) = pictures[0, 1].collections
+    (path,) = contour.get_paths()
+    np.testing.assert_allclose(path.vertices[:, 0], (WIDTH - 1) / 2)
+    assert not pictures[1, 1].collections
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_constant_mask_has_no_outline(value):
+    result = make_result(masks=torch.full((2, 3, 1, HEIGHT, WIDTH), value))
+    pictures, _ = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), result))
+    assert not any(axes.collections for axes in pictures.flat)
+
+
+def test_index_chooses_the_image():
+    result = make_result()
+    result.masks[1] = 1 - result.masks[1]
+    pictures, curve = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), result, index=1))
+    torch.testing.assert_close(pixels(pictures[1, 1]), result.masks[1, 0, 0])
+    assert lines(curve)["input"].get_ydata()[0] == 9.0
+
+
+def test_areas_are_drawn_in_growing_order():
+    in_order, order = make_result(), [2, 0, 1]
+    shuffled = make_result(
+        masks=in_order.masks[:, order],
+        areas=tuple(in_order.areas[place] for place in order),
+        scores=in_order.scores[:, order],
+        complement_scores=in_order.complement_scores[:, order],
+    )
+    image = torch.rand(3, HEIGHT, WIDTH)
+    expected, curve = grid(plot_result(image, in_order))
+    pictures, other = grid(plot_result(image, shuffled))
+    for one, two in zip(expected.flat, pictures.flat, strict=True):
+        assert one.get_title() == two.get_title()
+        assert one.get_xlabel() == two.get_xlabel()
+        torch.testing.assert_close(pixels(one), pixels(two))
+    for label, line in lines(curve).items():
+        if not label.startswith("_"):
+            np.testing.assert_array_equal(
+                line.get_xydata(), lines(other)[label].get_xydata()
+            )
+
+
+# --- a* ---
+
+
+def frame_colors(pictures):
+    return [
+        {to_hex(spine.get_edgecolor()) for spine in axes.spines.values()}
+        for axes in pictures.flat
+    ]
+
+
+def test_the_smallest_sufficient_area_is_boxed():
+    pictures, curve = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), make_result()))
+    assert pictures[0, 2].get_title() == "a* = 50 %"
+    boxed = [colors == {UNTOUCHED.lower()} for colors in frame_colors(pictures)]
+    assert boxed == [False, False, True, False] * 2
+    (mark,) = curve.texts
+    assert mark.get_text() == "a* = 50 %"
+    assert mark.xy[0] == 50
+
+
+def test_nothing_is_boxed_where_no_area_suffices():
+    figure = plot_result(torch.rand(3, HEIGHT, WIDTH), make_result(), index=1)
+    pictures, curve = grid(figure)
+    assert {UNTOUCHED.lower()} not in frame_colors(pictures)
+    assert not curve.texts
+
+
+def test_an_area_that_float32_cannot_hold_is_boxed():
+    result = make_result(areas=(0.05, 0.1, 0.7))
+    pictures, _ = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), result))
+    assert pictures[0, 2].get_title() == "a* = 10 %"
+
+
+# --- the curve ---
+
+
+def test_the_curve_shows_scores_over_areas():
+    _, curve = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), make_result()))
+    kept, removed = (lines(curve)[f"kept part {word}"] for word in ("alone", "removed"))
+    assert kept.get_xydata().tolist() == [[25, 1], [50, 3], [75, 5]]
+    assert removed.get_xydata().tolist() == [[25, 4], [50, 2], [75, 1]]
+    assert (kept.get_color(), removed.get_color()) == (PRESERVED, DELETED)
+
+
+def test_the_curve_has_two_lines_of_reference():
+    _, curve = grid(plot_result(torch.rand(3, HEIGHT, WIDTH), make_result()))
+    references = lines(curve)["input"], lines(curve)["fully perturbed"]
+    assert [set(line.get_ydata()) for line in references] == [{2.5}, {-1.0}]
+    assert [line.get_color() for line in references] == [UNTOUCHED, PERTURBED]
+    assert len({line.get_linestyle() for line in curve.lines}) >= 3
+
+
+@pytest.mark.parametrize("num_areas", [1, 3])
+def test_the_legend_covers_no_data(num_areas):
+    result = make_result()
+    result = make_result(
+        masks=result.masks[:, :num_areas],
+        areas=result.areas[:num_areas],
+        scores=result.scores[:, :num_areas],
+        complement_scores=result.complement_scores[:, :num_areas],
+    )
+    figure = plot_result(torch.rand(3, HEIGHT, WIDTH), result, title="title")
+    figure.draw_without_rendering()
+    curve = figure.axes[-1]
+    legend, data = curve.get_legend().get_window_extent(), curve.get_window_extent()
+    assert not legend.overlaps(data)
+    page = figure.bbox
+    assert legend.x0 >= page.x0
+    assert legend.x1 <= page.x1
+    assert legend.y0 >= page.y0
+
+
+# --- the figure ---
+
+
+def test_the_title_is_above_everything():
+    image = torch.rand(3, HEIGHT, WIDTH)
+    assert plot_result(image, make_result(), title="a cat").get_suptitle() == "a cat"
+    assert plot_result(image, make_result()).get_suptitle() == ""
+
+
+def test_no_window_and_no_global_state(image):
+    before = dict(mpl.rcParams)
+    figure = plot_result(image, make_result(), title="title")
+    assert type(figure) is Figure
+    assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_figure_can_be_written(image, tmp_path):
+    for suffix in ("png", "svg"):
+        path = tmp_path / f"figure.{suffix}"
+        plot_result(image, make_result()).savefig(path)
+        assert path.stat().st_size > 1000
+
+
+def test_tensors_with_gradients_and_other_types_are_drawn():
+    image = torch.rand(3, HEIGHT, WIDTH, dtype=torch.float64, requires_grad=True)
+    result = make_result(scores=torch.rand(2, 3, requires_grad=True))
+    pictures, _ = grid(plot_result(image, result))
+    expected = as_shown(image.detach().float())
+    torch.testing.assert_close(pixels(pictures[0, 0]), expected)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("shape", [(2, HEIGHT, WIDTH), (HEIGHT, WIDTH), (1, 3, 6, 8)])
+def test_an_image_of_another_kind(shape):
+    with pytest.raises(ValueError, match=r"image must have shape \(1 or 3, H, W\)"):
+        plot_result(torch.rand(shape), make_result())
+
+
+def test_an_image_of_another_size():
+    message = r"image must have the size of the masks, \(6, 8\), got \(8, 6\)"
+    with pytest.raises(ValueError, match=message):
+        plot_result(torch.rand(3, WIDTH, HEIGHT), make_result())
+
+
+def test_masks_with_another_number_of_axes():
+    result = make_result(masks=torch.rand(2, 3, 1, 8))
+    with pytest.raises(ValueError, match=r"size of the masks, \(8,\), got \(6, 8\)"):
+        plot_result(torch.rand(3, HEIGHT, WIDTH), result)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_index_out_of_range(index):
+    with pytest.raises(ValueError, match=rf"index must lie in 0..1, got {index}"):
+        plot_result(torch.rand(3, HEIGHT, WIDTH), make_result(), index)
+
+
+def test_a_tuple_of_masks():
+    result = make_result()
+    result = make_result(masks=(result.masks, result.masks))
+    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
+        plot_result(torch.rand(3, HEIGHT, WIDTH), result)

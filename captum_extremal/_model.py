@@ -34,7 +34,7 @@ def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
 
 @contextmanager
 def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """Put back what forwards may change: the global RNGs and a training model's buffers.
+    """Put back what forwards may change: global RNGs and a training model's buffers.
 
     A model in training mode counts every forward into its running statistics, and
     its dropout draws from the global generators.

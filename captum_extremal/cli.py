@@ -324,8 +324,14 @@ def _search(
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        outputs = model(inputs)
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+    except (RuntimeError, AssertionError) as error:
+        size = " x ".join(map(str, inputs.shape[2:]))
+        raise ValueError(
+            f"model cannot take pictures of {size} pixels: {error}"
+        ) from None
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         raise ValueError("model must return one row of class scores for each picture")
     return outputs

@@ -1,4 +1,4 @@
-"""`ExtremalPerturbation`: model and inputs -> the smallest regions that the model needs.
+"""`ExtremalPerturbation`: model and inputs -> the smallest regions a model needs.
 
 The way of the data: inputs (N, C, *S) -> perturbation levels -> a `Problem` of
 N * A masks -> the solver's masks -> `ExtremalResult` (`optimize`) -> one attribution

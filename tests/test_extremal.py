@@ -609,9 +609,7 @@ def test_a_seed_that_is_no_int(seed):
 
 
 def test_what_the_class_refuses():
-    with pytest.raises(
-        ValueError, match=r"^perturbation must be 'blur' or 'fade'"
-    ):
+    with pytest.raises(ValueError, match=r"^perturbation must be 'blur' or 'fade'"):
         ExtremalPerturbation(Blocks(), perturbation="noise")
     with pytest.raises(TypeError, match=r"^perturbation must be an object with a lev"):
         ExtremalPerturbation(Blocks(), perturbation=3)

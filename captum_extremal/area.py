@@ -249,14 +249,14 @@ class AreaLoss(nn.Module):
 class AreaWeight:
     """The factor lambda of the area loss (eq. 4) as a search goes on.
 
-    ``start * growth ** iteration``, doubled at every point of ``double_at`` passed.
+    ``start * growth ** iteration``, doubled at every point of ``double_at`` reached.
 
     Args:
         start: The factor at iteration 0; 300 in the paper and in TorchRay.
         growth: Factor from one iteration to the next. The default is TorchRay's growth
             over its 800 iterations (1.0035 each) in a quarter as many.
-        double_at: Parts of the run, each in [0, 1], after which the factor is twice as
-            high; (1/3, 2/3) in the paper, with growth 1.
+        double_at: Parts of the run, each in [0, 1], from which on the factor is twice
+            as high; (1/3, 2/3) in the paper, with growth 1.
 
     Raises:
         TypeError: If a value is not a number.
@@ -296,7 +296,7 @@ def match_area(masks: Tensor, areas: Areas) -> Tensor:
     step below 0.5 at most.
 
     Args:
-        masks: K masks of any shape with values in [0, 1].
+        masks: K masks of any shape; values outside [0, 1] count as 0 or 1.
         areas: A number, or A numbers that row k takes in turn; see `area_loss`. A
             tensor is read on the host.
 
@@ -316,7 +316,7 @@ def match_area(masks: Tensor, areas: Areas) -> Tensor:
         >>> match_area(torch.tensor([[0.0, 0.6, 0.8, 1.0]]), 0.5)
         tensor([[0.0000, 0.4286, 0.6667, 1.0000]])
     """
-    values = _rows(masks.detach())
+    values = _rows(masks.detach()).clamp(0, 1)
     ones = [area_count(values.shape[1], area) for area in check_areas(areas)]
     counts = _for_each_row(torch.tensor(ones, device=masks.device), len(masks))
     order = values.sort(dim=1, descending=True, stable=True).indices
@@ -336,5 +336,5 @@ def _cut_at_half(values: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
     upper = 1 - (1 - values) / (1 - cut).clamp_min(tiny) / 2
     lower = values / cut.clamp_min(tiny) / 2
     below_half = 0.5 - torch.finfo(dtype).eps / 4  # the next number of this type
-    rescaled = torch.where(kept, upper.clamp_min(0.5), lower.clamp_max(below_half))
+    rescaled = torch.where(kept, upper, lower.clamp_max(below_half))
     return rescaled.to(dtype)

@@ -76,7 +76,7 @@ def gaussian_blur(
         for axis in range(2, inputs.dim()):
             lines = _blur_lines(blurred.movedim(axis, -1), sigma, border)
             blurred = lines.movedim(-1, axis)
-    return blurred.to(inputs.dtype).contiguous()
+    return blurred.to(inputs.dtype)
 
 
 def check_border(border: str) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEMO_PICTURES = ("coffee", "camera", "chelsea")
-DEMO_AREAS = (0.02, 0.05, 0.1, 0.2, 0.4)
+DEMO_AREAS = (0.05, 0.1, 0.2, 0.4)
 _FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 # What can be wrong with what the user gave; anything else is a bug and keeps its
 # traceback. The assertion errors are torch's, of devices that are not there.

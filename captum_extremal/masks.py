@@ -530,12 +530,10 @@ class _Lattice:
         """P of A.1."""
         return 1 + math.ceil((self.reach + self.margin) / self.step)
 
-    @cached_property
+    @property
     def window(self) -> int:
-        """K of A.1: 2 R + 1, made for margins of 0 and sigma; more where it must be."""
-        behind = math.ceil((self.reach + self.margin) / self.step)
-        ahead = math.ceil((self.reach - self.margin) / self.step)
-        return max(2 * self.radius + 1, 3 + behind + ahead)
+        """K of A.1. Derived there for margins near sigma, it is enough for any."""
+        return 2 * self.radius + 1
 
     @cached_property
     def canvas_size(self) -> tuple[int, ...]:
@@ -789,8 +787,6 @@ def _pieces(length: int, piece: int) -> Iterator[slice]:
 def _smooth_max_parts(values: Tensor, temperature: float, zeros: int) -> Tensor:
     """Smooth maximum, maximum and sum of weights of values and so many zeros."""
     top = values.amax(-1)
-    if zeros:
-        top.clamp_(min=0)
     if _is_zero(temperature, values.dtype):
         ties = (values == top.unsqueeze(-1)).sum(-1) + zeros * (top == 0)
         return torch.stack([top, top, ties.to(values.dtype)])

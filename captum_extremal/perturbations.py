@@ -202,8 +202,8 @@ def apply_mask(levels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tens
             has the same number K / N of masks and the masks are in image-major order.
 
     Returns:
-        The perturbed inputs, in the dtype of ``levels``. The arithmetic is that of the
-        wider of the two types, at least float32.
+        The perturbed inputs, in the dtype of ``levels``. Types shorter than float32 are
+        computed in float32.
 
     Raises:
         TypeError: If ``levels`` or ``mask`` is not floating point, or ``rows`` not an
@@ -287,14 +287,12 @@ class _ApplyMask(torch.autograd.Function):
         # Levels apart by more than finite numbers must not reach the gradient.
         slope = slope.nan_to_num_(0, 0, 0).mul_(direction)
         ctx.save_for_backward(slope)
-        ctx.mask_dtype = mask.dtype  # type: ignore[attr-defined]
         return perturbed
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        total = (gradient * slope).sum(dim=1, keepdim=True)
-        return total.to(ctx.mask_dtype), None, None  # type: ignore[attr-defined]
+        return (gradient * slope).sum(dim=1, keepdim=True), None, None
 
 
 def _interpolate(
@@ -307,8 +305,7 @@ def _interpolate(
     where the position is a level, so that such pixels can be copied from it.
     """
     num_levels = levels.shape[1]
-    dtype = torch.promote_types(mask.dtype, levels.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
+    dtype = torch.promote_types(levels.dtype, torch.float32)
     position = (mask.to(dtype) * (num_levels - 1)).clamp_(0, num_levels - 1)
     # The second clamp is for NaN, which has no integer.
     anchor = position.to(torch.int32).clamp_(0, num_levels - 1)

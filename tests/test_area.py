@@ -86,6 +86,7 @@ def test_value_and_gradient_where_values_tie(values, of_area):
         _gradient(masks, of_area, "sum"),
         reference.area_gradient(masks.numpy(), of_area),
         atol=1e-12,
+        rtol=0,
     )
 
 
@@ -169,7 +170,7 @@ def test_an_area_of_any_kind_is_one_number():
         assert torch.equal(area_loss(masks, of_area), expected)
 
 
-@pytest.mark.parametrize("size", [1, 2, 10, 4000])
+@pytest.mark.parametrize("size", [1, 2, 10, 11, 4003])
 def test_areas_on_a_device_are_used_there_with_the_same_result(size, device):
     values = torch.rand(4, size, device=device).mul_(7).round_().div_(7)
     areas = torch.tensor([0.05, 0.25, 0.5, 1.0], dtype=torch.float64, device=device)
@@ -319,6 +320,8 @@ def test_the_weight_of_the_paper_doubles_after_each_third():
 def test_the_weight_grows_from_its_start():
     assert AreaWeight(10.0, growth=2.0)(3, 99) == 80.0
     assert AreaWeight(10.0, growth=1.0)(3, 99) == 10.0
+    halfway = AreaWeight(10.0, growth=1.0, double_at=(0.5,))
+    assert [halfway(iteration, 10) for iteration in (4, 5)] == [10.0, 20.0]
     assert AreaWeight(growth=1.0035)(800, 800) == pytest.approx(4909, abs=1)
     assert AreaWeight()(200, 200) == pytest.approx(4909, rel=0.01)
 
@@ -389,6 +392,11 @@ def test_matching_takes_areas_in_turn_and_keeps_shape_type_and_input(dtype):
     assert not matched.requires_grad
     assert torch.equal(masks.detach(), before)
     assert torch.equal(match_area(masks, torch.tensor([0.1, 0.5])), matched)
+
+
+def test_values_beyond_the_range_are_matched_as_its_ends():
+    masks = torch.tensor([[1 + 1e-6, 1.5, -0.5, 0.5, 1.0]])
+    assert torch.equal(match_area(masks, 0.4), match_area(masks.clamp(0, 1), 0.4))
 
 
 def test_errors_of_matching():

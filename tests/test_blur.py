@@ -33,11 +33,11 @@ def test_equals_the_formula(size, sigma, dtype, device):
     assert blurred.dtype == dtype
     assert blurred.device.type == device.type
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-    np.testing.assert_allclose(blurred.cpu(), expected, atol=tolerance)
+    np.testing.assert_allclose(blurred.cpu(), expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("sigma", [0.4, 1.0, 1.9, 2.1])
+@pytest.mark.parametrize("sigma", [0.4, 1.1, 1.9, 2.1])
 @pytest.mark.parametrize("size", [(6,), (4, 3)], ids=str)
 def test_fade_is_the_formula_with_zeros_around_the_input(size, sigma):
     inputs = torch.randn(1, 2, *size, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_fade_is_the_formula_with_zeros_around_the_input(size, sigma):
         expected = _faded_by_axis(inputs.numpy(), sigma)
     else:
         expected = reference.faded_blur(inputs.numpy(), sigma, reach=20)
-    np.testing.assert_allclose(blurred, expected, atol=1e-12)
+    np.testing.assert_allclose(blurred, expected, atol=1e-12, rtol=0)
 
 
 def _faded_by_axis(inputs, sigma):
@@ -63,7 +63,7 @@ def test_the_border_changes_the_outcome_at_the_border_only():
     inputs = torch.ones(1, 1, 41, dtype=torch.float64)
     whole = gaussian_blur(inputs, 2.0)
     faded = gaussian_blur(inputs, 2.0, border="fade")
-    np.testing.assert_allclose(whole, inputs, atol=1e-15)
+    np.testing.assert_allclose(whole, inputs, atol=1e-15, rtol=0)
     assert faded[0, 0, 0] == pytest.approx(0.5997, abs=1e-4)  # (1 + g(0) / sum g) / 2
     assert faded[0, 0, 20] == pytest.approx(1.0, abs=1e-12)
 
@@ -156,6 +156,7 @@ def test_autocast_does_not_shorten_the_arithmetic():
     assert torch.equal(blurred, gaussian_blur(inputs, 1.5))
 
 
+@pytest.mark.usefixtures("way")
 def test_strided_inputs_give_contiguous_results_and_stay_as_they_are():
     inputs = torch.rand(2, 3, 6, 8).to(memory_format=torch.channels_last)[..., ::2]
     before = inputs.clone()

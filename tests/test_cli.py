@@ -12,10 +12,12 @@ from PIL import Image
 from torchvision.models import get_model
 
 import captum_extremal
-from captum_extremal.cli import DEMO_PICTURES, main
+from captum_extremal.cli import DEMO_PICTURES, _Found, _table, _View, main
+from captum_extremal.models import load_model
+from captum_extremal.perturbations import BlurPerturbation, apply_mask
 from captum_extremal.result import ExtremalResult
 
-CLASSES = 5
+CLASSES = 3
 SIZE = 32
 
 
@@ -26,8 +28,8 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model = get_model("squeezenet1_1", num_classes=CLASSES)
     with torch.no_grad():  # untouched, the ReLU at its end makes most scores 0
-        model.classifier[1].weight *= 50
-        model.classifier[1].bias += 3
+        model.classifier[1].weight *= 10
+        model.classifier[1].bias += 10
     torch.save({"state_dict": model.state_dict()}, path / "weights.pt")
     model = get_model("squeezenet1_1")
     torch.save(model.state_dict(), path / "imagenet.pt")
@@ -94,7 +96,8 @@ def test_explain_writes_a_figure_and_prints_a_table(run, tmp_path):
     done = run("--areas=0.1,0.3")
     assert done.exit_code == 0, done.output
     assert "wrote photo-extremal.png" in done.stdout
-    assert Image.open(tmp_path / "photo-extremal.png").size[0] > 800
+    with Image.open(tmp_path / "photo-extremal.png") as figure:
+        assert figure.width > 800
     table = rows(done.stdout)
     assert [row[0] for row in table] == [10, 30]
     for area, measured, *_ in table:
@@ -118,13 +121,53 @@ def test_the_table_says_what_the_saved_result_says(run, tmp_path):
     assert f"input              {float(result.input_score):.2f}" in done.stdout
 
 
-def test_an_area_of_one_keeps_everything(run):
-    """Then the kept picture is the input: a* is 1 and the probability is the same."""
-    done = run("--areas=1")
-    (row,) = rows(done.stdout)
-    given = re.search(r"input +\S+ +([\d.]+)", done.stdout)
-    assert row[4] == float(given[1])
-    assert re.search(r"^ +100 %.* a\*$", done.stdout, flags=re.MULTILINE)
+def make_found(input_score):
+    """Two areas of one picture, as the table gets them."""
+    result = ExtremalResult(
+        masks=torch.zeros(1, 2, 1, 2, 2),
+        areas=(0.05, 0.1),
+        scores=torch.tensor([[1.0, 3.0]]),
+        complement_scores=torch.tensor([[2.0, 0.0]]),
+        input_score=torch.tensor([input_score]),
+        perturbed_score=torch.tensor([-1.0]),
+    )
+    return _Found(
+        views=[_View("cat", torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))],
+        targets=["tabby"],
+        result=result,
+        areas_at_half=torch.tensor([[0.05, 0.1]]),
+        input_probability=torch.tensor([0.5]),
+        probability=torch.tensor([[0.25, 0.75]]),
+        perturbed_probability=torch.tensor([0.0]),
+    )
+
+
+def test_the_table_marks_the_smallest_sufficient_area():
+    lines = _table(make_found(input_score=2.5))
+    assert [line.split()[-1] for line in lines[2:6]] == [
+        "0.500",
+        "0.250",
+        "a*",
+        "0.000",
+    ]
+
+
+def test_the_table_says_that_no_area_suffices():
+    lines = _table(make_found(input_score=9.0))
+    assert lines[2].endswith("0.500  no area reaches this score")
+    assert [line.split()[-1] for line in lines[3:6]] == ["0.250", "0.750", "0.000"]
+
+
+def test_the_probability_is_that_of_the_kept_picture(run, tmp_path, folder):
+    """Recomputed from the saved masks: blur, mask, network, softmax."""
+    done = run("--areas=0.3", "--save=result.safetensors", "--target=1")
+    (mask,) = ExtremalResult.load(tmp_path / "result.safetensors").masks
+    loaded = load_model("torchvision:squeezenet1_1", folder / "weights.pt")
+    with Image.open(folder / "photo.png") as photo:
+        _, inputs = loaded.preprocess.with_size(SIZE)(photo)
+    kept = apply_mask(BlurPerturbation().levels(inputs[None]), mask)
+    probability = float(loaded.model(kept).softmax(dim=1)[0, 1])
+    assert rows(done.stdout)[0][4] == pytest.approx(probability, abs=1e-3)
 
 
 def test_progress_is_shown_on_stderr(run):
@@ -171,14 +214,13 @@ def test_iterations(result_of):
 
 
 def test_target_by_index_is_another_score(run, result_of):
-    scores = [
+    name = re.search(r"class (\d)", run("--areas=0.1").stdout)
+    top, *others = [
         float(result_of("--areas=0.1", f"--target={index}").input_score)
-        for index in range(CLASSES)
+        for index in sorted(range(CLASSES), key=lambda index: index != int(name[1]))
     ]
-    assert len(set(scores)) == CLASSES
-    top = result_of("--areas=0.1")
-    assert float(top.input_score) == max(scores)
-    assert f"class {scores.index(max(scores))}" in run("--areas=0.1").stdout
+    assert len({top, *others}) == CLASSES
+    assert top > max(others)
 
 
 @pytest.mark.parametrize("name", ["espresso", "Espresso", "967"])
@@ -211,9 +253,12 @@ def test_seed(result_of):
     assert seeds == [0, 7]
 
 
-def test_threads(run):
-    assert run("--areas=0.1", "--threads=2").exit_code == 0
-    assert torch.get_num_threads() == 2
+def test_threads(run, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    for options in ([], ["--threads=2"]):
+        assert run("--areas=0.1", *options).exit_code == 0
+    assert chosen == [2]
 
 
 @pytest.mark.gpu
@@ -253,7 +298,8 @@ def input_score(result_of, folder):
 
 @pytest.fixture
 def photo(folder):
-    return Image.open(folder / "photo.png").convert("RGB")
+    with Image.open(folder / "photo.png") as file:
+        return file.convert("RGB")
 
 
 def test_grey_pictures(input_score, photo):
@@ -298,9 +344,9 @@ ERRORS = {
     "--areas=nan": "--areas: area must lie in (0, 1], got nan",
     "--areas=a": "--areas: could not convert string to float: 'a'",
     "--areas=": "--areas: could not convert string to float: ''",
-    "--target=5": "target must lie in 0..4, got 5",
-    "--target=-1": "target must lie in 0..4, got -1",
-    "--target=cat": "target must be an index in 0..4, as the names of this model's cl",
+    "--target=3": "target must lie in 0..2, got 3",
+    "--target=-1": "target must lie in 0..2, got -1",
+    "--target=cat": "target must be an index in 0..2, as the names of this model's cl",
     "--game=chess": "Invalid value for '--game': 'chess' is not one of",
     "--perturbation=x": "Invalid value for '--perturbation': 'x' is not one of",
     "--seed=x": "Invalid value for '--seed': 'x' is not a valid integer",

@@ -55,7 +55,7 @@ class Problem:
         self._score = score
         self._levels = levels
         self._weights = GAMES[game]
-        self._chunk = max(1, perturbations_per_eval)
+        self.perturbations_per_eval = perturbations_per_eval
 
     @property
     def cell_areas(self) -> Tensor:
@@ -71,7 +71,7 @@ class Problem:
         with torch.no_grad():
             chunks = [
                 self._perturbed_score(part, rows, None)
-                for part, rows in self._split(masks, images, self._chunk)
+                for part, rows in self._split(masks, images, self.perturbations_per_eval)
             ]
         return torch.cat(chunks)
 
@@ -120,7 +120,7 @@ class Problem:
     def _masks_per_chunk(self) -> int:
         """The hybrid game shows the model two perturbed inputs for each mask."""
         shown = sum(weight != 0 for weight in self._weights)
-        return max(1, self._chunk // shown)
+        return max(1, self.perturbations_per_eval // shown)
 
     def _reward(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
         kept, removed = self._weights

@@ -102,16 +102,11 @@ def smooth_mask(
 
 
 def window_size(s: int, sigma: float, profile: str, b: int) -> tuple[int, int]:
-    """K and P of A.1.
-
-    The text derives K = 3 + ceil((sigma + b) / s) + ceil((sigma - b) / s), then takes
-    2 R + 1 as b is close to sigma; the larger of both serves every b.
-    """
+    """K and P of A.1."""
     radius = PROFILES[profile][1] * sigma
     r = 1 + math.ceil(radius / s)
     p = 1 + math.ceil((radius + b) / s)
-    derived = 3 + math.ceil((radius + b) / s) + math.ceil((radius - b) / s)
-    return max(2 * r + 1, derived), p
+    return 2 * r + 1, p
 
 
 def canvas_size(

@@ -1,0 +1,428 @@
+r"""`SearchSolver`: unions of equal disks, found by forward evaluations alone.
+
+A candidate is a set of lattice points; its mask is that of disks around them, as large
+as the asked area allows (`captum_extremal.disks`). A Gaussian process over the masks
+seen so far says which of many random changes of the best sets are worth a forward:
+
+1. score single disks on a coarse grid, once for all areas of an image;
+2. put the best of them together until the area is reached;
+3. repeat: change the best sets at random, keep the changes that the process rates
+   highest (mean + exploration * standard deviation), score these with the model;
+4. deliver the best set that was seen.
+
+The masks that are scored are those that are delivered. No gradient is needed, so any
+callable that returns scores will do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from captum_extremal.area import area_count, match_area
+from captum_extremal.disks import disk_masks, nearest_squares, radii
+from captum_extremal.solvers.problem import Masks, Problem, Solution
+
+Point = tuple[int, ...]
+Disks = frozenset[Point]
+Candidate = tuple[Disks, ...]
+"""For each input tensor the lattice points of its disks."""
+
+_LATTICE_POINTS = 1024  # 32 x 32 on an image: 7 pixels apart at 224
+_SAMPLES = 3136  # 56 x 56: where candidates are compared with each other
+_SINGLES = 64  # single disks that are scored first, 8 x 8
+_SINGLE_DISK = 0.033  # their share of the input, radius 23 at 224
+_SAMPLING_TEMPERATURE = 0.7  # of new disks, in standard deviations of the singles
+_ATTEMPTS = 8  # rounds of proposals, where few are feasible or new
+_DISKS = (0.014, 0.056)  # share of the input of one disk: radius 15 to 30 at 224
+
+
+@dataclass(frozen=True)
+class SearchSolver:
+    """Search over unions of disks, guided by a Gaussian process.
+
+    Args:
+        evaluations: Forwards that each area of each image may cost, all in; in the
+            hybrid game two count as one.
+        batch: Candidates of one cell that are scored in one round.
+        edge: Half the width of a mask's edge, as a fraction of the geometric mean of
+            the input's sizes.
+        proposals: Random changes among which the process chooses a round's batch.
+        elites: Best sets that are changed.
+        exploration: Standard deviations that are added to the expected score.
+    """
+
+    evaluations: int = 128
+    batch: int = 16
+    edge: float = 0.018
+    proposals: int = 96
+    elites: int = 3
+    exploration: float = 0.5
+
+    @property
+    def total_steps(self) -> int:
+        """Rounds of a run."""
+        return self.evaluations
+
+    def solve(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Solution:
+        """Search for all cells at once.
+
+        Args:
+            problem: What a mask is worth.
+            seed: The only source of randomness.
+            on_step: Told after every round how many evaluations a cell has had.
+
+        Returns:
+            Masks of exactly the asked areas, with the series ``reward``: the best seen
+            after each round.
+        """
+        with torch.no_grad():
+            return _Search(self, problem, seed).run(on_step or (lambda _: None))
+
+
+class _Lattice:
+    """The places of disks in one input tensor, and distances to sets of them."""
+
+    def __init__(self, size: Sequence[int], device: torch.device) -> None:
+        self.dims = len(size)
+        self.pixels = math.prod(size)
+        self.step = max(1.0, (self.pixels / _LATTICE_POINTS) ** (1 / self.dims))
+        self.points = [max(1, round(n / self.step)) for n in size]
+        origins = [
+            (n - 1 - self.step * (count - 1)) / 2
+            for n, count in zip(size, self.points, strict=True)
+        ]
+        self.axes = [
+            torch.arange(float(n), device=device) - origin
+            for n, origin in zip(size, origins, strict=True)
+        ]
+        blocks = [min(n, round(_SAMPLES ** (1 / self.dims))) for n in size]
+        self.sampled = [
+            ((torch.arange(count) + 0.5) * n / count - 0.5 - origin)
+            for n, count, origin in zip(size, blocks, origins, strict=True)
+        ]
+        self.samples = math.prod(blocks)
+
+    def radius_of(self, share: float) -> float:
+        """Radius of a ball that holds this share of the pixels."""
+        unit = math.pi ** (self.dims / 2) / math.gamma(self.dims / 2 + 1)
+        return float((share * self.pixels / unit) ** (1 / self.dims))
+
+    def grid(self, count: float) -> list[Point]:
+        """At most ``count`` lattice points, evenly spread over the input."""
+        side = max(1, math.floor(count ** (1 / self.dims) + 1e-9))
+        axes = [
+            sorted({math.floor((i + 0.5) * n / side) for i in range(side)})
+            for n in self.points
+        ]
+        return list(itertools.product(*axes))
+
+    def squares(self, sets: Sequence[Disks], axes: Sequence[Tensor]) -> Tensor:
+        """Squared distances to the nearest point of each set, (M, *S)."""
+        width = max(map(len, sets))
+        rows = [sorted(points) for points in sets]
+        padded = [row + row[:1] * (width - len(row)) for row in rows]
+        centres = torch.tensor(padded, device=axes[0].device)
+        return nearest_squares(centres, axes, self.step)
+
+
+class _Search:
+    """One run: every cell proposes, the model scores all proposals at once."""
+
+    def __init__(self, settings: SearchSolver, problem: Problem, seed: int) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.lattices = [_Lattice(size, problem.device) for size in problem.sizes]
+        # A cell draws the same numbers whatever other images and areas run beside it.
+        self.cells = [
+            _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))
+            for _ in range(problem.num_images)
+            for area in problem.areas
+        ]
+
+    def run(self, on_step: Callable[[int], object]) -> Solution:
+        used = self._score_singles()
+        on_step(used)
+        history = []
+        while used < self.settings.evaluations:
+            count = min(self.settings.batch, self.settings.evaluations - used)
+            self._score_round(count)
+            on_step(count)
+            used += count
+            history.append(torch.tensor([cell.best_reward for cell in self.cells]))
+        series = torch.stack(history).to(self.problem.device)
+        return Solution(self._masks_of_the_best(), {"reward": series})
+
+    def _score_singles(self) -> int:
+        """Tell every cell what single disks are worth; the evaluations of a cell."""
+        num_areas = len(self.problem.areas)
+        allowance = self.settings.evaluations * num_areas / 2 / len(self.lattices)
+        total = 0
+        for which, lattice in enumerate(self.lattices):
+            points = lattice.grid(min(_SINGLES, allowance))
+            total += len(points)
+            disks: list[Disks] = [frozenset([point]) for point in points]
+            for image in range(self.problem.num_images):
+                first = image * num_areas
+                rewards = self._rewards_of_singles(which, disks, first)
+                for cell in self.cells[first : first + num_areas]:
+                    cell.learn_singles(which, points, rewards)
+        return math.ceil(total / num_areas)
+
+    def _rewards_of_singles(
+        self, which: int, disks: list[Disks], cell: int
+    ) -> list[float]:
+        """Rewards of one disk each in one input tensor; the others are kept whole."""
+        lattice = self.lattices[which]
+        count = area_count(lattice.pixels, _SINGLE_DISK)
+        masks = list(self._whole(len(disks)))
+        edge = self._edge(lattice)
+        masks[which] = disk_masks(lattice.squares(disks, lattice.axes), count, edge)
+        cells = torch.full((len(disks),), cell, device=self.problem.device)
+        return self.problem.rewards(tuple(masks), cells).tolist()
+
+    def _whole(self, count: int) -> Masks:
+        return tuple(
+            torch.ones(count, 1, *size, device=self.problem.device)
+            for size in self.problem.sizes
+        )
+
+    def _score_round(self, count: int) -> None:
+        """Let each cell choose its candidates, and tell it what they are worth."""
+        size = max(1, self.problem.perturbations_per_eval // count)
+        for start in range(0, len(self.cells), size):
+            cells = range(start, min(start + size, len(self.cells)))
+            chosen = [self.cells[index].propose(count) for index in cells]
+            masks = [
+                self._masks(candidates, self.cells[index].area)
+                for index, candidates in zip(cells, chosen, strict=True)
+                if candidates
+            ]
+            if not masks:
+                continue
+            rows = torch.tensor(list(cells)).repeat_interleave(
+                torch.tensor([len(candidates) for candidates in chosen])
+            )
+            joined = tuple(torch.cat(parts) for parts in zip(*masks, strict=True))
+            rewards = self.problem.rewards(joined, rows.to(self.problem.device))
+            values = iter(rewards.tolist())
+            for index, candidates in zip(cells, chosen, strict=True):
+                self.cells[index].learn({c: next(values) for c in candidates})
+
+    def _masks(self, candidates: Sequence[Candidate], area: float) -> Masks:
+        masks = []
+        for which, lattice in enumerate(self.lattices):
+            squares = lattice.squares([c[which] for c in candidates], lattice.axes)
+            count = area_count(lattice.pixels, area)
+            masks.append(disk_masks(squares, count, self._edge(lattice)))
+        return tuple(masks)
+
+    def _edge(self, lattice: _Lattice) -> float:
+        return self.settings.edge * lattice.pixels ** (1 / lattice.dims)
+
+    def _masks_of_the_best(self) -> Masks:
+        found = [self._masks([cell.best], cell.area) for cell in self.cells]
+        areas = self.problem.cell_areas
+        return tuple(
+            match_area(torch.cat(masks), areas) for masks in zip(*found, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Singles:
+    """What single disks of one input tensor are worth: where to put a new one."""
+
+    order: list[Point]  # scored points, best first
+    points: list[Point]  # all points of the lattice
+    odds: list[float]  # their cumulative weights
+
+    @classmethod
+    def of(
+        cls, lattice: _Lattice, points: Sequence[Point], rewards: Sequence[float]
+    ) -> _Singles:
+        ranked = sorted(zip(rewards, points, strict=True), key=lambda rp: -rp[0])
+        sides = [len({point[axis] for point in points}) for axis in range(lattice.dims)]
+        coarse = torch.tensor(rewards).view(1, 1, *sides)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[lattice.dims]
+        fine = F.interpolate(coarse, lattice.points, mode=mode).flatten()
+        spread = fine.std(correction=0).clamp_min(1e-12)
+        weights = torch.softmax(fine / (_SAMPLING_TEMPERATURE * spread), 0)
+        every = itertools.product(*map(range, lattice.points))
+        return cls(
+            [point for _, point in ranked],
+            list(every),
+            list(itertools.accumulate(weights.tolist())),
+        )
+
+    def draw(self, source: random.Random) -> Point:
+        return source.choices(self.points, cum_weights=self.odds)[0]
+
+
+class _Cell:
+    """The candidates of one image and area: what is known and what to try next."""
+
+    def __init__(
+        self,
+        settings: SearchSolver,
+        lattices: Sequence[_Lattice],
+        area: float,
+        draw: random.Random,
+    ) -> None:
+        self.settings = settings
+        self.lattices = lattices
+        self.area = area
+        self.draw = draw
+        self.singles: list[_Singles] = []
+        self.rewards: dict[Candidate, float] = {}
+        self.features = torch.empty(0)
+        self.radii = [
+            (lat.radius_of(min(_DISKS[0], area / 2)), lat.radius_of(_DISKS[1]))
+            for lat in lattices
+        ]
+
+    @property
+    def best(self) -> Candidate:
+        return max(self.rewards, key=self.rewards.__getitem__)
+
+    @property
+    def best_reward(self) -> float:
+        return self.rewards[self.best]
+
+    def learn_singles(
+        self, which: int, points: Sequence[Point], rewards: Sequence[float]
+    ) -> None:
+        self.singles.append(_Singles.of(self.lattices[which], points, rewards))
+
+    def learn(self, rewards: dict[Candidate, float]) -> None:
+        if rewards:
+            features, _ = self._describe(list(rewards))
+            known = self.features.view(-1, features.shape[1])
+            self.features = torch.cat([known, features])
+            self.rewards.update(rewards)
+
+    def propose(self, count: int) -> list[Candidate]:
+        """The next candidates to score, at most ``count``."""
+        if not self.rewards:
+            return [self._first()]
+        wanted = self.settings.proposals if len(self.rewards) > 1 else count
+        candidates, features = self._changes(wanted)
+        if len(candidates) <= count:
+            return candidates
+        ratings = self._rate(features)
+        chosen = ratings.topk(count).indices.tolist()
+        return [candidates[index] for index in chosen]
+
+    def _first(self) -> Candidate:
+        """The best single disks, as many as reach the area."""
+        return tuple(
+            self._enough(lattice, singles.order)
+            for lattice, singles in zip(self.lattices, self.singles, strict=True)
+        )
+
+    def _enough(self, lattice: _Lattice, order: Sequence[Point]) -> Disks:
+        radius = lattice.radius_of(_SINGLE_DISK)
+        for count in range(1, len(order)):
+            disks = frozenset(order[:count])
+            squares = lattice.squares([disks], lattice.sampled)
+            if (squares <= radius**2).float().mean() >= self.area:
+                return disks
+        return frozenset(order)
+
+    def _changes(self, wanted: int) -> tuple[list[Candidate], Tensor]:
+        """Random changes of the best candidates: new ones with a feasible radius."""
+        ranked = sorted(self.rewards, key=self.rewards.__getitem__, reverse=True)
+        elites = ranked[: self.settings.elites]
+        found: dict[Candidate, None] = {}
+        features = []
+        for _ in range(_ATTEMPTS):
+            tried = {self._change(self._parent(elites)): None for _ in range(wanted)}
+            new = [c for c in tried if c not in self.rewards and c not in found]
+            if new:
+                described, feasible = self._describe(new)
+                keep = feasible.nonzero().flatten()[: wanted - len(found)].tolist()
+                found |= {new[index]: None for index in keep}
+                features.append(described[keep])
+            if len(found) >= wanted:
+                break
+        return list(found), torch.cat(features) if features else self.features[:0]
+
+    def _parent(self, elites: Sequence[Candidate]) -> Candidate:
+        """One of the best, the better the likelier."""
+        return elites[int(self.draw.random() ** 2 * len(elites))]
+
+    def _change(self, parent: Candidate) -> Candidate:
+        which = self.draw.randrange(len(parent))
+        disks = sorted(parent[which])
+        for _ in range(2 if self.draw.random() < 0.3 else 1):
+            self._move(which, disks)
+        return (*parent[:which], frozenset(disks), *parent[which + 1 :])
+
+    def _move(self, which: int, disks: list[Point]) -> None:
+        """Shift (40 %), relocate (25 %), add (20 %) or remove (15 %) a disk."""
+        kind = self.draw.random()
+        if kind < 0.4:
+            for _ in range(1 if self.draw.random() < 0.7 else 2):
+                index = self.draw.randrange(len(disks))
+                disks[index] = self._shifted(which, disks[index])
+        elif kind < 0.65:
+            index = self.draw.randrange(len(disks))
+            disks[index] = self.singles[which].draw(self.draw)
+        elif kind < 0.85:
+            disks.append(self.singles[which].draw(self.draw))
+        elif len(disks) > 1:
+            disks.pop(self.draw.randrange(len(disks)))
+
+    def _shifted(self, which: int, point: Point) -> Point:
+        reach = self.draw.randint(1, 3)
+        return tuple(
+            min(max(0, i + self.draw.randint(-reach, reach)), count - 1)
+            for i, count in zip(point, self.lattices[which].points, strict=True)
+        )
+
+    def _describe(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+        """Coarse masks (M, F), scaled to squares of about 1, and which are feasible."""
+        parts = []
+        feasible = torch.ones(len(candidates), dtype=torch.bool)
+        for which, lattice in enumerate(self.lattices):
+            squares = lattice.squares([c[which] for c in candidates], lattice.sampled)
+            count = max(1, round(self.area * lattice.samples))
+            radius = radii(squares, count)
+            low, high = self.radii[which]
+            feasible &= (radius >= low) & (radius <= high)
+            edge = 2 * (lattice.pixels / lattice.samples) ** (1 / lattice.dims)
+            parts.append(disk_masks(squares, count, edge).flatten(1) / count**0.5)
+        return torch.cat(parts, 1) / len(parts) ** 0.5, feasible
+
+    def _rate(self, features: Tensor) -> Tensor:
+        """Upper confidence bound of the reward, in standard deviations."""
+        rewards = torch.tensor(list(self.rewards.values()))
+        known = self.features.double()
+        new = features.double()
+        values = (rewards.double() - rewards.mean()) / (rewards.std() + 1e-12)
+        noise = 0.1 * torch.eye(len(known), dtype=torch.double)
+        factor = torch.linalg.cholesky(_kernel(known, known) + noise)
+        weights = torch.cholesky_solve(values[:, None], factor)
+        cross = _kernel(new, known)
+        explained = torch.linalg.solve_triangular(factor, cross.T, upper=False)
+        variance = 1 + new.square().sum(1) - explained.square().sum(0)
+        deviation = variance.clamp_min(0).sqrt()
+        return (cross @ weights)[:, 0] + self.settings.exploration * deviation
+
+
+def _kernel(u: Tensor, v: Tensor) -> Tensor:
+    """exp(-|u - v|^2 / 2) + <u, v>: alike masks score alike, and pixels add up."""
+    product = u @ v.T
+    norms = u.square().sum(1)[:, None] + v.square().sum(1)[None]
+    return torch.exp(product - norms / 2) + product

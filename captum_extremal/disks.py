@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 
-def nearest_squares(
-    centres: Tensor, axes: Sequence[Tensor], step: float
-) -> Tensor:
+def nearest_squares(centres: Tensor, axes: Sequence[Tensor], step: float) -> Tensor:
     """Squared distance of each pixel to the nearest centre.
 
     Args:
@@ -52,7 +50,9 @@ def _outer_sum(offsets: Sequence[Tensor]) -> Tensor:
     """(M, S_d) of each axis -> their sums, (M, *S)."""
     total = offsets[0]
     for offset in offsets[1:]:
-        total = total.unsqueeze(-1) + offset.view(len(offset), *[1] * (total.dim() - 1), -1)
+        total = total.unsqueeze(-1) + offset.view(
+            len(offset), *[1] * (total.dim() - 1), -1
+        )
     return total
 
 

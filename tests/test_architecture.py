@@ -28,10 +28,11 @@ ROOT = Path(captum_extremal.__file__).parent
 # one module here; inside it, imports are free.
 TIERS = (
     {"_checks"},
-    {"_captum", "_model", "blur"},
-    {"masks", "perturbations", "area", "rewards"},
+    {"_captum", "_lattice", "_model", "blur"},
+    {"_max_convolution"},
+    {"area", "disks", "masks", "perturbations", "rewards"},
     {"solvers", "result"},
-    {"presets", "metrics", "visualization"},
+    {"presets", "metrics", "models", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
     {"benchmark"},

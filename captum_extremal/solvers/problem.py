@@ -71,7 +71,9 @@ class Problem:
         with torch.no_grad():
             chunks = [
                 self._perturbed_score(part, rows, None)
-                for part, rows in self._split(masks, images, self.perturbations_per_eval)
+                for part, rows in self._split(
+                    masks, images, self.perturbations_per_eval
+                )
             ]
         return torch.cat(chunks)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import disk_masks, nearest_squares, radii
@@ -230,7 +230,8 @@ class _Search:
         return tuple(masks)
 
     def _edge(self, lattice: _Lattice) -> float:
-        return self.settings.edge * lattice.pixels ** (1 / lattice.dims)
+        side = float(lattice.pixels ** (1 / lattice.dims))
+        return self.settings.edge * side
 
     def _masks_of_the_best(self) -> Masks:
         found = [self._masks([cell.best], cell.area) for cell in self.cells]
@@ -418,7 +419,8 @@ class _Cell:
         explained = torch.linalg.solve_triangular(factor, cross.T, upper=False)
         variance = 1 + new.square().sum(1) - explained.square().sum(0)
         deviation = variance.clamp_min(0).sqrt()
-        return (cross @ weights)[:, 0] + self.settings.exploration * deviation
+        mean: Tensor = (cross @ weights)[:, 0]
+        return mean + self.settings.exploration * deviation
 
 
 def _kernel(u: Tensor, v: Tensor) -> Tensor:

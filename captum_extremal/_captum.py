@@ -16,6 +16,7 @@ from captum._utils.common import (
     _format_tensor_into_tuples,
     _run_forward,
     _select_targets,
+    _validate_target,
 )
 from captum._utils.progress import NullProgress, progress
 from torch import Tensor
@@ -50,9 +51,15 @@ def like_inputs(is_tuple: bool, outputs: tuple[Tensor, ...]) -> Any:  # noqa: AN
 
 
 def as_arguments(additional_forward_args: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    """Captum's ``additional_forward_args`` as a tuple, empty for None."""
-    args = _format_additional_forward_args(additional_forward_args)
-    return () if args is None else cast("tuple[Any, ...]", args)
+    """Captum's ``additional_forward_args`` as a tuple, empty for None.
+
+    Tensors made in inference mode are copied: a gradient may have to pass beside them.
+    """
+    args = _format_additional_forward_args(additional_forward_args) or ()
+    return tuple(
+        arg.clone() if isinstance(arg, Tensor) and arg.is_inference() else arg
+        for arg in args
+    )
 
 
 def as_target(target: Target, device: torch.device) -> Target:
@@ -62,10 +69,17 @@ def as_target(target: Target, device: torch.device) -> Target:
     that no later selection has to wait for the device.
     """
     if isinstance(target, Tensor):
-        return int(target) if target.numel() == 1 else target.to(device)
-    if isinstance(target, list) and all(type(index) is int for index in target):
-        return torch.tensor(target, device=device)
+        single = target.numel() == 1 and not target.is_floating_point()
+        return int(target) if single else target.to(device)
+    if isinstance(target, list) and len(target) > 1:
+        if all(type(index) is int for index in target):
+            return torch.tensor(target, device=device)
     return target
+
+
+def check_target(target: Target, num_examples: int) -> None:
+    """Captum's AssertionError unless a list or tensor has one entry an example."""
+    _validate_target(num_examples, target)
 
 
 def take_rows(value: Any, rows: Tensor, num_examples: int) -> Any:  # noqa: ANN401

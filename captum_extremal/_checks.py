@@ -197,6 +197,8 @@ def check_inputs(tensors: Sequence[Tensor]) -> None:
         raise ValueError("inputs must hold at least one tensor, got none")
     for tensor in tensors:
         check_spatial("inputs", tensor)
+        if len(tensor) == 0:
+            raise ValueError("inputs must hold at least one example, got none")
     _agree("in their first dimension N", [len(tensor) for tensor in tensors])
     _agree("in their device", [tensor.device for tensor in tensors])
 

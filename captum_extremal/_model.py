@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-_CHANGES_IN_TRAINING = (_BatchNorm, _DropoutNd)
+_CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
 
 
 def training_layers(forward_func: Callable[..., Any]) -> list[str]:
-    """Names of the BatchNorm and Dropout layers that are in training mode."""
+    """Names of the layers in training mode that behave otherwise in evaluation mode."""
     if not isinstance(forward_func, nn.Module):
         return []
     return [
         name or type(module).__name__
         for name, module in forward_func.named_modules()
-        if module.training and isinstance(module, _CHANGES_IN_TRAINING)
+        if module.training and _changes_in_training(module)
     ]
 
 
+def _changes_in_training(module: nn.Module) -> bool:
+    """Told by the name of the class, which a scripted module keeps."""
+    name = getattr(module, "original_name", type(module).__name__)
+    if "InstanceNorm" in name:
+        return bool(getattr(module, "track_running_stats", False))
+    return any(kind in name for kind in _CHANGE_IN_TRAINING)
+
+
 def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
-    """Whether the model's parameters can never take part in a gradient."""
+    """Whether a parameter or buffer can never take part in a gradient."""
     if not isinstance(forward_func, nn.Module):
         return False
-    return any(parameter.is_inference() for parameter in forward_func.parameters())
+    state = itertools.chain(forward_func.parameters(), forward_func.buffers())
+    return any(tensor.is_inference() for tensor in state)
 
 
 @contextmanager

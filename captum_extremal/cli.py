@@ -503,7 +503,7 @@ def _mask_rows(found: _Found, index: int) -> Iterator[tuple[str, ...]]:
             f"{result.scores[index, place]:.2f}",
             f"{result.complement_scores[index, place]:.2f}",
             f"{found.probability[index, place]:.3f}",
-            "a*" if torch.tensor(area).to(a_star) == a_star else "",
+            "a*" if a_star == area else "",
         )
 
 

@@ -23,6 +23,7 @@ from captum_extremal._captum import (
     as_arguments,
     as_target,
     as_tuple,
+    check_target,
     like_inputs,
     progress_bar,
     run_forward,
@@ -204,12 +205,14 @@ class ExtremalPerturbation(PerturbationAttribution):
         areas = _checks.check_areas(areas)
         _checks.check_choice("game", game, tuple(GAMES))
         _checks.check_count("perturbations_per_eval", perturbations_per_eval)
+        _checks.check_count("seed", seed, minimum=0)
+        check_target(target, len(tensors[0]))
         self._check_model()
         device = tensors[0].device
         with as_found(self.forward_func, device), torch.inference_mode(False):
             with torch.no_grad():
                 tensors = tuple(tensor.detach().clone() for tensor in tensors)
-                levels = tuple(map(self.perturbation.levels, tensors))
+                levels = tuple(self._levels(tensor) for tensor in tensors)
             score = self._score(
                 len(tensors[0]), target, additional_forward_args, device
             )
@@ -234,6 +237,21 @@ class ExtremalPerturbation(PerturbationAttribution):
             },
             settings=self._settings(game, seed),
         )
+
+    def _levels(self, inputs: Tensor) -> Tensor:
+        """Perturbed versions of the inputs, from an object that may be the caller's."""
+        levels = self.perturbation.levels(inputs)
+        count = (
+            levels.shape[1] if isinstance(levels, Tensor) and levels.dim() > 1 else 0
+        )
+        num_images, *rest = inputs.shape
+        if count < 2 or tuple(levels.shape) != (num_images, count, *rest):
+            shape = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels)
+            raise ValueError(
+                "perturbation must return levels of shape (N, L, C, *S) with L >= 2 "
+                f"for inputs {tuple(inputs.shape)}, got {shape}"
+            )
+        return levels
 
     def _check_model(self) -> None:
         if made_in_inference_mode(self.forward_func):
@@ -263,7 +281,10 @@ class ExtremalPerturbation(PerturbationAttribution):
         fast_target = as_target(target, device)
 
         def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-            extra = tuple(take_rows(arg, images, num_examples) for arg in arguments)
+            extra = tuple(
+                take_rows(arg, images, num_examples) if isinstance(arg, Tensor) else arg
+                for arg in arguments
+            )
             outputs = run_forward(self.forward_func, inputs, extra)
             chosen = take_rows(fast_target, images, num_examples)
             return _one_score_each(self.reward(outputs, chosen), len(images))

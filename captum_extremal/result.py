@@ -79,7 +79,7 @@ class ExtremalResult:
         """
         phi_0 = self.input_score if threshold is None else threshold
         phi_0 = torch.as_tensor(phi_0).to(self.scores).reshape(-1, 1)
-        areas = torch.tensor(self.areas).to(self.scores)
+        areas = torch.tensor(self.areas, dtype=torch.float64).to(self.scores)
         enough = torch.where(self.scores >= phi_0, areas, torch.inf).amin(dim=1)
         return torch.where(enough.isinf(), torch.nan, enough)
 
@@ -92,7 +92,7 @@ class ExtremalResult:
         Returns:
             (N,) bool. True where fewer than two areas are left to compare.
         """
-        areas = torch.tensor(self.areas).to(self.scores)
+        areas = torch.tensor(self.areas, dtype=torch.float64).to(self.scores)
         order = areas.argsort()
         a_star = self.smallest_sufficient_area().nan_to_num(torch.inf)
         counts = areas[order] < a_star.reshape(-1, 1)
@@ -106,6 +106,10 @@ class ExtremalResult:
 
         Args:
             path: Where to; an existing file is replaced.
+
+        Raises:
+            FileNotFoundError: If the folder does not exist.
+            TypeError: If JSON cannot hold the settings.
         """
         tensors = {name: getattr(self, name) for name in _SCORES}
         is_tuple = isinstance(self.masks, tuple)
@@ -118,17 +122,19 @@ class ExtremalResult:
             "areas": self.areas,
             "settings": self.settings,
         }
+        copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+        metadata = {"captum_extremal": json.dumps(about)}
         target = Path(path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                f"path must lie in a folder that exists, got {path}"
+            )
         partial = target.with_name(target.name + ".partial")
-        save_file(
-            {
-                name: t.detach().cpu().contiguous().clone()
-                for name, t in tensors.items()
-            },
-            partial,
-            metadata={"captum_extremal": json.dumps(about)},
-        )
-        partial.replace(target)
+        try:
+            save_file(copies, partial, metadata=metadata)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExtremalResult:
@@ -147,15 +153,23 @@ class ExtremalResult:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["captum_extremal"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            return cls._from_file(about, tensors)
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path must be a saved ExtremalResult, got {path}"
             ) from error
+
+    @classmethod
+    def _from_file(
+        cls, about: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> ExtremalResult:
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format must be {_FORMAT}, got {about['format']}")
         count = sum(name.startswith("masks.") for name in tensors)
         masks = tuple(tensors[f"masks.{index}"] for index in range(count))
         prefix = "history."
         return cls(
-            masks=masks if about["is_tuple"] else masks[0],
+            masks=masks if about["is_tuple"] and masks else masks[0],
             areas=tuple(about["areas"]),
             **{name: tensors[name] for name in _SCORES},
             history={

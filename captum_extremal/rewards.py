@@ -65,7 +65,8 @@ def contrastive_reward(outputs: Tensor, target: Target) -> Tensor:
         ``outputs[k, target_k] - max_{j != target_k} outputs[k, j]``, (K,).
 
     Raises:
-        ValueError: If ``outputs`` is not (K, classes) with two classes or more.
+        ValueError: If ``outputs`` is not (K, classes) with two classes or more, or
+            there is no target.
         AssertionError: Captum's, where the target does not fit the outputs.
 
     Example:
@@ -78,6 +79,8 @@ def contrastive_reward(outputs: Tensor, target: Target) -> Tensor:
             "contrastive_reward needs outputs of shape (K, classes) with at least "
             f"2 classes, got {tuple(outputs.shape)}"
         )
+    if target is None:
+        raise ValueError("contrastive_reward needs a target, got None")
     score = select_targets(outputs, target)
     index = torch.as_tensor(target, device=outputs.device).reshape(-1, 1)
     index = index.expand(len(outputs), 1)

@@ -370,6 +370,22 @@ def test_errors_are_one_line(run, option, message):
     assert error_line(run(option)).startswith(message)
 
 
+def test_an_error_of_many_lines_becomes_one(run, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("first\n  second\n\nthird")
+
+    monkeypatch.setattr("captum_extremal.cli.load_model", fail)
+    assert error_line(run()) == "first second third"
+
+
+def test_a_bug_keeps_its_traceback(run, monkeypatch):
+    def fail(*args):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("captum_extremal.cli.load_model", fail)
+    assert isinstance(run().exception, KeyError)
+
+
 def test_an_error_leaves_no_files(run, tmp_path):
     for option in ("--areas=2", "--target=99", "--model=x"):
         error_line(run(option, "--output=figure.png"))

@@ -247,6 +247,20 @@ def test_any_object_with_levels_can_perturb():
     assert share_inside(result.masks[0, 0, 0], 2) == 1
 
 
+def test_a_perturbation_that_works_in_place_changes_no_input_of_the_caller():
+    class InPlace:
+        def levels(self, inputs):
+            assert not inputs.requires_grad
+            before = inputs.clone()
+            return torch.stack([inputs.zero_(), before], dim=1)
+
+    inputs = constant().requires_grad_()
+    method = method_of(Blocks(), perturbation=InPlace())
+    expected = method_of(Blocks()).optimize(constant(), 2).masks
+    assert torch.equal(method.optimize(inputs, 2).masks, expected)
+    assert torch.equal(inputs, constant())
+
+
 def test_each_input_of_a_tuple_is_perturbed():
     inputs = varied((1, 1, 12, 12)), varied((1, 3, 8, 16))
     result = method_of(TwoInputs()).optimize(inputs, 1)

@@ -179,6 +179,7 @@ def test_googlenet_scales_its_inputs_as_the_published_weights_expect(tmp_path):
     model = get_model("googlenet", init_weights=False, transform_input=True).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     loaded = load_model("torchvision:googlenet", tmp_path / "weights.pt")
+    assert loaded.model.transform_input
     same_outputs(loaded.model, model, size=64)
 
 

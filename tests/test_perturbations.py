@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from captum_extremal import perturbations
 from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
@@ -282,6 +283,19 @@ def test_one_mask_at_a_time_gives_the_same():
     for k in range(len(masks)):
         rows = torch.tensor([k // 3])
         assert torch.equal(apply_mask(pyramid, masks[k : k + 1], rows)[0], together[k])
+
+
+@pytest.mark.parametrize("numbers", [1, 36, 60, 10**9])
+def test_the_size_of_the_chunks_does_not_matter(numbers, monkeypatch):
+    pyramid, masks, outer = _case((4, 3), images=3, per_image=3)
+    leaf = masks.clone().requires_grad_()
+    perturbed = apply_mask(pyramid, leaf)
+    (gradient,) = torch.autograd.grad(perturbed, leaf, outer)
+    monkeypatch.setattr(perturbations, "_CPU_CHUNK", numbers)
+    again = apply_mask(pyramid, leaf)
+    assert torch.equal(again, perturbed)
+    assert torch.equal(torch.autograd.grad(again, leaf, outer)[0], gradient)
+    assert torch.equal(apply_mask(pyramid, masks), perturbed.detach())
 
 
 def test_no_masks_give_nothing():

@@ -220,7 +220,7 @@ class _Descent:
             self.history[name][iteration, cells] = values.to(self.history[name].dtype)
 
     def _check_finite(self, iteration: int) -> None:
-        """Stop at the first NaN or infinite reward since the last check."""
+        """Stop at the first NaN or infinite reward or gradient since the last check."""
         first = max(0, iteration + 1 - self.settings.patience)
         rewards = self.history["reward"][first : iteration + 1, self.active]
         bad = torch.nonzero(~rewards.isfinite())
@@ -232,6 +232,11 @@ class _Descent:
                 "forward_func and reward must give finite scores, got "
                 f"{float(rewards[step, column])} at iteration {first + step} for image "
                 f"{image} and area {self.problem.areas[area]}"
+            )
+        if not all(params.isfinite().all() for params in self.params):
+            raise RuntimeError(
+                "forward_func and reward must have finite gradients, got NaN within "
+                f"iterations {first} to {iteration}"
             )
 
     def _retire_still_cells(self) -> None:

@@ -59,8 +59,9 @@ class Problem:
 
     @property
     def cell_areas(self) -> Tensor:
-        """The area of each cell, (K,)."""
-        return torch.tensor(self.areas, device=self.device).repeat(self.num_images)
+        """The area of each cell, (K,) float64: its pixel count must round as asked."""
+        areas = torch.tensor(self.areas, dtype=torch.float64, device=self.device)
+        return areas.repeat(self.num_images)
 
     def images_of(self, cells: Tensor) -> Tensor:
         """The image of each cell, (M,)."""
@@ -157,13 +158,20 @@ class Problem:
 
 
 def _gradient(reward: Tensor, leaves: Masks) -> Masks:
-    if not reward.requires_grad:
+    """The gradient of each mask; 0 for a tensor that the model does not look at."""
+    found: Sequence[Tensor | None] = [None]
+    if reward.requires_grad:
+        found = torch.autograd.grad(reward.sum(), leaves, allow_unused=True)
+    if all(gradient is None for gradient in found):
         raise RuntimeError(
             "no gradient reaches the mask through forward_func: its output is cut off "
             "from its input (detach, no_grad, NumPy or an integer step inside); a "
             "gradient solver needs a differentiable model"
         )
-    return torch.autograd.grad(reward.sum(), leaves)
+    return tuple(
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for gradient, leaf in zip(found, leaves, strict=True)
+    )
 
 
 @dataclass(frozen=True)

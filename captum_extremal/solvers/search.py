@@ -420,7 +420,8 @@ class _Cell:
         variance = 1 + new.square().sum(1) - explained.square().sum(0)
         deviation = variance.clamp_min(0).sqrt()
         mean: Tensor = (cross @ weights)[:, 0]
-        return mean + self.settings.exploration * deviation
+        bound: Tensor = mean + self.settings.exploration * deviation
+        return bound
 
 
 def _kernel(u: Tensor, v: Tensor) -> Tensor:

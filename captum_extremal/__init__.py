@@ -20,7 +20,13 @@ from captum_extremal.perturbations import (
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
-from captum_extremal.solvers import GradientSolver, Problem, Solution, Solver
+from captum_extremal.solvers import (
+    GradientSolver,
+    Problem,
+    SearchSolver,
+    Solution,
+    Solver,
+)
 
 __all__ = [
     "AreaLoss",
@@ -33,6 +39,7 @@ __all__ = [
     "MaskGenerator",
     "Perturbation",
     "Problem",
+    "SearchSolver",
     "Solution",
     "Solver",
     "apply_mask",

@@ -71,10 +71,10 @@ def as_target(target: Target, device: torch.device) -> Target:
     if isinstance(target, Tensor):
         single = target.numel() == 1 and not target.is_floating_point()
         return int(target) if single else target.to(device)
-    if isinstance(target, list) and len(target) > 1:
-        if all(type(index) is int for index in target):
-            return torch.tensor(target, device=device)
-    return target
+    if not isinstance(target, list) or len(target) == 1:
+        return target
+    whole = all(type(index) is int for index in target)
+    return torch.tensor(target, device=device) if whole else target
 
 
 def check_target(target: Target, num_examples: int) -> None:

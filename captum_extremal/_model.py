@@ -48,7 +48,9 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
     its dropout draws from the global generators.
     """
     buffers: list[tuple[Tensor, Tensor]] = []
-    if isinstance(forward_func, nn.Module) and training_layers(forward_func):
+    if isinstance(forward_func, nn.Module) and any(
+        module.training for module in forward_func.modules()
+    ):
         buffers = [(buffer, buffer.clone()) for buffer in forward_func.buffers()]
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

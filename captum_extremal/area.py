@@ -289,7 +289,8 @@ class AreaWeight:
 def match_area(masks: Tensor, areas: Areas) -> Tensor:
     """Rescale the values of masks so that 0.5 cuts out exactly the asked area.
 
-    Each mask is rescaled piecewise linearly: the middle between its n-th largest value
+    A mask that has its area already stays as it is. Any other is rescaled piecewise
+    linearly: the middle between its n-th largest value
     and the next one goes to 0.5, while 0 and 1 stay. The order of the values is kept
     and edges stay as smooth as the slopes of the two pieces allow. Where values tie at
     the cut, the first pixels in memory order are taken; the others end up one rounding
@@ -324,7 +325,9 @@ def match_area(masks: Tensor, areas: Areas) -> Tensor:
         1, order, torch.arange(values.shape[1], device=masks.device).expand_as(order)
     )
     kept = ranks < counts
-    return _cut_at_half(values, kept, masks.dtype).view(masks.shape)
+    exact = (values >= 0.5).sum(dim=1, keepdim=True) == counts
+    matched = _cut_at_half(values, kept, masks.dtype)
+    return torch.where(exact, values.to(masks.dtype), matched).view(masks.shape)
 
 
 def _cut_at_half(values: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:

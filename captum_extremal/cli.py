@@ -34,7 +34,7 @@ from captum_extremal.models import LoadedModel, load_model
 from captum_extremal.perturbations import Perturbation, apply_mask
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import Game
-from captum_extremal.solvers import GradientSolver
+from captum_extremal.solvers import SearchSolver
 from captum_extremal.visualization import plot_result
 
 if TYPE_CHECKING:
@@ -100,9 +100,11 @@ def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Comma
             help="Fractions of the picture, in (0, 1]; may be repeated.",
         ),
         click.option(
-            "--iterations",
+            "--evaluations",
             type=click.IntRange(min=1),
-            help=f"Steps of the search.  [default: {GradientSolver().iterations}]",
+            default=SearchSolver().evaluations,
+            show_default=True,
+            help="Perturbed pictures that the network sees for each area.",
         ),
         click.option(
             "--device", default="cpu", show_default=True, help="For example cuda."
@@ -244,7 +246,7 @@ class _Settings:
 
     areas: tuple[float, ...]
     device: torch.device
-    solver: GradientSolver
+    solver: SearchSolver
     game: Game = "preservation"
     perturbation: str = "blur"
     seed: int = 0
@@ -252,16 +254,14 @@ class _Settings:
     @classmethod
     def of(
         cls,
-        iterations: int | None,
+        evaluations: int,
         device: str,
         threads: int | None,
         **options: Any,  # noqa: ANN401
     ) -> _Settings:
         if threads is not None:
             torch.set_num_threads(threads)
-        solver = GradientSolver()
-        if iterations is not None:
-            solver = dataclasses.replace(solver, iterations=iterations)
+        solver = SearchSolver(evaluations=evaluations)
         return cls(device=torch.device(device), solver=solver, **options)
 
 

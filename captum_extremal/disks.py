@@ -16,11 +16,18 @@ distance changes by no more than 1 a pixel, hence the mask by no more than
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+Point = tuple[int, ...]
+Disks = frozenset[Point]
+
+_LATTICE_POINTS = 1024
+_SAMPLES = 3136
 
 
 def nearest_squares(centres: Tensor, axes: Sequence[Tensor], step: float) -> Tensor:
@@ -83,3 +90,66 @@ def disk_masks(squares: Tensor, count: int, edge: float) -> Tensor:
         slope = squares.sqrt().neg_().add_(radius).div_(edge).clamp_(-1, 1)
         mask = slope.mul_(math.pi / 2).sin_().mul_(0.5).add_(0.5)
     return mask.unsqueeze(1)
+
+
+class DiskLattice:
+    """The places that disks may take in an input, and distances to sets of them.
+
+    Args:
+        size: Spatial size of the input, 1 to 3 axes.
+        device: Where full masks are made. Coarse ones stay on the CPU.
+
+    Attributes:
+        points: Number of places along each axis, about 1024 in all: 32 x 32 on an
+            image, 7 pixels apart at 224.
+        axes: Positions of all pixels along each axis, in pixels from the first place.
+        sampled: The same for the centres of about 3136 blocks of pixels, 56 x 56 on an
+            image: enough to compare masks with one another.
+
+    Example:
+        >>> lattice = DiskLattice((224, 224), torch.device("cpu"))
+        >>> lattice.points, lattice.step, round(lattice.radius_of(0.05))
+        ([32, 32], 7.0, 28)
+    """
+
+    def __init__(self, size: Sequence[int], device: torch.device) -> None:
+        self.dims = len(size)
+        self.pixels = math.prod(size)
+        self.step = max(1.0, (self.pixels / _LATTICE_POINTS) ** (1 / self.dims))
+        self.points = [max(1, round(n / self.step)) for n in size]
+        origins = [
+            (n - 1 - self.step * (count - 1)) / 2
+            for n, count in zip(size, self.points, strict=True)
+        ]
+        self.axes = [
+            torch.arange(float(n), device=device) - origin
+            for n, origin in zip(size, origins, strict=True)
+        ]
+        blocks = [min(n, round(_SAMPLES ** (1 / self.dims))) for n in size]
+        self.sampled = [
+            ((torch.arange(count) + 0.5) * n / count - 0.5 - origin)
+            for n, count, origin in zip(size, blocks, origins, strict=True)
+        ]
+        self.samples = math.prod(blocks)
+
+    def radius_of(self, share: float) -> float:
+        """Radius of a ball that holds this share of the pixels."""
+        unit = math.pi ** (self.dims / 2) / math.gamma(self.dims / 2 + 1)
+        return float((share * self.pixels / unit) ** (1 / self.dims))
+
+    def grid(self, count: float) -> list[Point]:
+        """At most ``count`` lattice points, evenly spread over the input."""
+        side = max(1, math.floor(count ** (1 / self.dims) + 1e-9))
+        axes = [
+            sorted({math.floor((i + 0.5) * n / side) for i in range(side)})
+            for n in self.points
+        ]
+        return list(itertools.product(*axes))
+
+    def squares(self, sets: Sequence[Disks], axes: Sequence[Tensor]) -> Tensor:
+        """Squared distances to the nearest point of each set, (M, *S)."""
+        width = max(map(len, sets))
+        rows = [sorted(points) for points in sets]
+        padded = [row + row[:1] * (width - len(row)) for row in rows]
+        centres = torch.tensor(padded, device=axes[0].device)
+        return nearest_squares(centres, axes, self.step)

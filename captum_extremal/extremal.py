@@ -37,7 +37,7 @@ from captum_extremal.perturbations import (
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
-from captum_extremal.solvers import GradientSolver, Problem, Solution, Solver
+from captum_extremal.solvers import Problem, SearchSolver, Solution, Solver
 
 PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
     "blur": BlurPerturbation,
@@ -62,7 +62,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             Captum. It is neither moved nor put in evaluation mode.
         perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), or an
             object such as `BlurPerturbation` with a ``levels`` method.
-        solver: How masks are searched; None for `GradientSolver` with its defaults.
+        solver: How masks are searched; None for `SearchSolver` with its defaults.
         reward: What is to be maximised of the model's output: ``(outputs, target) ->
             (K,)``; None for the target's score.
 
@@ -98,7 +98,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         super().__init__(forward_func)
         _checks.check_callable("forward_func", forward_func)
         self.perturbation = _perturbation(perturbation)
-        self.solver = GradientSolver() if solver is None else solver
+        self.solver = SearchSolver() if solver is None else solver
         self.reward = simple_reward if reward is None else reward
         _checks.check_callable("reward", self.reward)
         _checks.check_method("solver", self.solver, "solve")
@@ -145,7 +145,8 @@ class ExtremalPerturbation(PerturbationAttribution):
 
         Returns:
             Attributions in [0, 1] with shape, dtype and device of ``inputs``, equal
-            over channels; a tuple if ``inputs`` is one.
+            over channels; a tuple if ``inputs`` is one. In types shorter than float32
+            values next to 0.5 may round to it; the masks of `optimize` are exact.
 
         Raises:
             ValueError: If an argument's value is out of range; the message names it.
@@ -349,4 +350,10 @@ def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
     """Scores (K,) of what the delivered masks keep and of what they leave out."""
     images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
     complement = tuple(1 - mask for mask in solution.masks)
-    return problem.scores(solution.masks, images), problem.scores(complement, images)
+    scores = problem.scores(solution.masks, images), problem.scores(complement, images)
+    if not all(score.isfinite().all() for score in scores):
+        raise RuntimeError(
+            "forward_func must give finite scores, got NaN or infinity for the masks "
+            "that were found or their complements"
+        )
+    return scores

@@ -126,9 +126,7 @@ class ExtremalResult:
         metadata = {"captum_extremal": json.dumps(about)}
         target = Path(path)
         if not target.parent.is_dir():
-            raise FileNotFoundError(
-                f"path must lie in a folder that exists, got {path}"
-            )
+            raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
         partial = target.with_name(target.name + ".partial")
         try:
             save_file(copies, partial, metadata=metadata)

@@ -32,11 +32,11 @@ TIERS = (
     {"_max_convolution"},
     {"area", "disks", "masks", "perturbations", "rewards"},
     {"solvers", "result"},
-    {"presets", "metrics", "models", "visualization"},
+    {"presets", "metrics", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
     {"benchmark"},
-    {"demo"},
+    {"models"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -57,7 +57,7 @@ SOLVERS_NEVER = {
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load.
 LAZY = {"matplotlib", "skimage", "timm", "torchvision"}
-EAGER_ALLOWED = {"benchmark", "cli", "demo"}
+EAGER_ALLOWED = {"benchmark", "cli"}
 
 
 # --- reading sources ---

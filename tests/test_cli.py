@@ -53,7 +53,7 @@ def run(folder, tmp_path, monkeypatch):
                 "--model=torchvision:squeezenet1_1",
                 f"--weights={folder / weights}",
                 f"--size={SIZE}",
-                "--iterations=3",
+                "--evaluations=40",
                 *map(str, args),
             ],
         )
@@ -207,10 +207,10 @@ def test_size(result_of):
     assert result_of("--areas=0.1", "--size=40").masks.shape[-2:] == (40, 40)
 
 
-def test_iterations(result_of):
-    assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 3)
-    longer = result_of("--areas=0.1", "--iterations=5")
-    assert longer.history["reward"].shape == (1, 1, 5)
+def test_evaluations(result_of):
+    assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 2)
+    longer = result_of("--areas=0.1", "--evaluations=90")
+    assert longer.history["reward"].shape == (1, 1, 4)
 
 
 def test_target_by_index_is_another_score(run, result_of):
@@ -290,7 +290,7 @@ def input_score(result_of, folder):
 
     def score(picture, name="picture.png", **options):
         picture.save(folder / name, **options)
-        result = result_of("--areas=0.1", "--iterations=1", "--target=0", image=name)
+        result = result_of("--areas=0.1", "--evaluations=1", "--target=0", image=name)
         return float(result.input_score)
 
     return score
@@ -350,7 +350,7 @@ ERRORS = {
     "--game=chess": "Invalid value for '--game': 'chess' is not one of",
     "--perturbation=x": "Invalid value for '--perturbation': 'x' is not one of",
     "--seed=x": "Invalid value for '--seed': 'x' is not a valid integer",
-    "--iterations=0": "Invalid value for '--iterations': 0 is not in the range",
+    "--evaluations=0": "Invalid value for '--evaluations': 0 is not in the range",
     "--threads=0": "Invalid value for '--threads': 0 is not in the range",
     "--size=2": "model cannot take pictures of 2 x 2 pixels: Calculated",
     "--device=abacus": "Expected one of cpu, cuda",
@@ -464,7 +464,7 @@ def test_demo(tmp_path):
         reason = f"{package} is not installed: the demo extra"
         pytest.importorskip(package, reason=reason)
     folder = tmp_path / "figures"
-    args = ["demo", f"--output={folder}", "--areas=0.2", "--iterations=40"]
+    args = ["demo", f"--output={folder}", "--areas=0.2", "--evaluations=60"]
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output
     names = [line.split()[0] for line in done.stdout.splitlines() if "input  " in line]
@@ -481,7 +481,7 @@ def test_demo(tmp_path):
 
 def test_demo_of_one_picture(tmp_path):
     pytest.importorskip("timm", reason="timm is not installed: the demo extra")
-    args = ["demo", f"--output={tmp_path}", "--areas=0.2", "--iterations=1"]
+    args = ["demo", f"--output={tmp_path}", "--areas=0.2", "--evaluations=1"]
     done = CliRunner().invoke(main, [*args, "--picture=chelsea"])
     assert done.exit_code == 0, done.output
     assert [path.name for path in tmp_path.iterdir()] == ["chelsea.png"]

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from captum_extremal.solvers.gradient import GradientSolver
 from captum_extremal.solvers.problem import Problem, Solution, Solver
+from captum_extremal.solvers.search import SearchSolver
 
-__all__ = ["GradientSolver", "Problem", "Solution", "Solver"]
+__all__ = ["GradientSolver", "Problem", "SearchSolver", "Solution", "Solver"]

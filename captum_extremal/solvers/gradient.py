@@ -62,7 +62,7 @@ class GradientSolver:
     temperature: float = 0.05
     profile: Profile | str = "smooth"
     area_scope: Literal["image", "canvas"] = "image"
-    mirror: bool = False
+    mirror: bool = True
     jitter: int = 0
     tolerance: float = 1e-3
     patience: int = 25

@@ -26,17 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_extremal._checks import check_count, check_non_negative
 from captum_extremal.area import area_count, match_area
-from captum_extremal.disks import disk_masks, nearest_squares, radii
+from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
 from captum_extremal.solvers.problem import Masks, Problem, Solution
+from captum_extremal.solvers.surrogate import upper_bound
 
-Point = tuple[int, ...]
-Disks = frozenset[Point]
 Candidate = tuple[Disks, ...]
 """For each input tensor the lattice points of its disks."""
 
-_LATTICE_POINTS = 1024  # 32 x 32 on an image: 7 pixels apart at 224
-_SAMPLES = 3136  # 56 x 56: where candidates are compared with each other
 _SINGLES = 64  # single disks that are scored first, 8 x 8
 _SINGLE_DISK = 0.033  # their share of the input, radius 23 at 224
 _SAMPLING_TEMPERATURE = 0.7  # of new disks, in standard deviations of the singles
@@ -66,9 +64,15 @@ class SearchSolver:
     elites: int = 3
     exploration: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("evaluations", "batch", "proposals", "elites"):
+            check_count(name, getattr(self, name))
+        for name in ("edge", "exploration"):
+            check_non_negative(name, getattr(self, name))
+
     @property
     def total_steps(self) -> int:
-        """Rounds of a run."""
+        """The evaluations of a cell."""
         return self.evaluations
 
     def solve(
@@ -92,59 +96,13 @@ class SearchSolver:
             return _Search(self, problem, seed).run(on_step or (lambda _: None))
 
 
-class _Lattice:
-    """The places of disks in one input tensor, and distances to sets of them."""
-
-    def __init__(self, size: Sequence[int], device: torch.device) -> None:
-        self.dims = len(size)
-        self.pixels = math.prod(size)
-        self.step = max(1.0, (self.pixels / _LATTICE_POINTS) ** (1 / self.dims))
-        self.points = [max(1, round(n / self.step)) for n in size]
-        origins = [
-            (n - 1 - self.step * (count - 1)) / 2
-            for n, count in zip(size, self.points, strict=True)
-        ]
-        self.axes = [
-            torch.arange(float(n), device=device) - origin
-            for n, origin in zip(size, origins, strict=True)
-        ]
-        blocks = [min(n, round(_SAMPLES ** (1 / self.dims))) for n in size]
-        self.sampled = [
-            ((torch.arange(count) + 0.5) * n / count - 0.5 - origin)
-            for n, count, origin in zip(size, blocks, origins, strict=True)
-        ]
-        self.samples = math.prod(blocks)
-
-    def radius_of(self, share: float) -> float:
-        """Radius of a ball that holds this share of the pixels."""
-        unit = math.pi ** (self.dims / 2) / math.gamma(self.dims / 2 + 1)
-        return float((share * self.pixels / unit) ** (1 / self.dims))
-
-    def grid(self, count: float) -> list[Point]:
-        """At most ``count`` lattice points, evenly spread over the input."""
-        side = max(1, math.floor(count ** (1 / self.dims) + 1e-9))
-        axes = [
-            sorted({math.floor((i + 0.5) * n / side) for i in range(side)})
-            for n in self.points
-        ]
-        return list(itertools.product(*axes))
-
-    def squares(self, sets: Sequence[Disks], axes: Sequence[Tensor]) -> Tensor:
-        """Squared distances to the nearest point of each set, (M, *S)."""
-        width = max(map(len, sets))
-        rows = [sorted(points) for points in sets]
-        padded = [row + row[:1] * (width - len(row)) for row in rows]
-        centres = torch.tensor(padded, device=axes[0].device)
-        return nearest_squares(centres, axes, self.step)
-
-
 class _Search:
     """One run: every cell proposes, the model scores all proposals at once."""
 
     def __init__(self, settings: SearchSolver, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
-        self.lattices = [_Lattice(size, problem.device) for size in problem.sizes]
+        self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
             _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))
@@ -168,15 +126,18 @@ class _Search:
     def _score_singles(self) -> int:
         """Tell every cell what single disks are worth; the evaluations of a cell."""
         num_areas = len(self.problem.areas)
-        allowance = self.settings.evaluations * num_areas / 2 / len(self.lattices)
+        spare = self.settings.evaluations - 1
+        allowance = spare * num_areas / 2 / len(self.lattices)
         total = 0
         for which, lattice in enumerate(self.lattices):
             points = lattice.grid(min(_SINGLES, allowance))
-            total += len(points)
+            total += len(points) if allowance >= 1 else 0
             disks: list[Disks] = [frozenset([point]) for point in points]
             for image in range(self.problem.num_images):
                 first = image * num_areas
-                rewards = self._rewards_of_singles(which, disks, first)
+                rewards = [0.0] * len(points)
+                if allowance >= 1:
+                    rewards = self._rewards_of_singles(which, disks, first)
                 for cell in self.cells[first : first + num_areas]:
                     cell.learn_singles(which, points, rewards)
         return math.ceil(total / num_areas)
@@ -191,7 +152,7 @@ class _Search:
         edge = self._edge(lattice)
         masks[which] = disk_masks(lattice.squares(disks, lattice.axes), count, edge)
         cells = torch.full((len(disks),), cell, device=self.problem.device)
-        return self.problem.rewards(tuple(masks), cells).tolist()
+        return self._finite(self.problem.rewards(tuple(masks), cells), cells)
 
     def _whole(self, count: int) -> Masks:
         return tuple(
@@ -217,9 +178,23 @@ class _Search:
             )
             joined = tuple(torch.cat(parts) for parts in zip(*masks, strict=True))
             rewards = self.problem.rewards(joined, rows.to(self.problem.device))
-            values = iter(rewards.tolist())
+            values = iter(self._finite(rewards, rows))
             for index, candidates in zip(cells, chosen, strict=True):
                 self.cells[index].learn({c: next(values) for c in candidates})
+
+    def _finite(self, rewards: Tensor, cells: Tensor) -> list[float]:
+        """Rewards as numbers, once sure that they are some."""
+        bad = torch.nonzero(~rewards.isfinite())
+        if len(bad):
+            index = int(bad[0])
+            image, area = divmod(int(cells[index]), len(self.problem.areas))
+            raise RuntimeError(
+                "forward_func and reward must give finite scores, got "
+                f"{float(rewards[index])} for image {image} and area "
+                f"{self.problem.areas[area]}"
+            )
+        values: list[float] = rewards.tolist()
+        return values
 
     def _masks(self, candidates: Sequence[Candidate], area: float) -> Masks:
         masks = []
@@ -229,7 +204,7 @@ class _Search:
             masks.append(disk_masks(squares, count, self._edge(lattice)))
         return tuple(masks)
 
-    def _edge(self, lattice: _Lattice) -> float:
+    def _edge(self, lattice: DiskLattice) -> float:
         side = float(lattice.pixels ** (1 / lattice.dims))
         return self.settings.edge * side
 
@@ -251,7 +226,7 @@ class _Singles:
 
     @classmethod
     def of(
-        cls, lattice: _Lattice, points: Sequence[Point], rewards: Sequence[float]
+        cls, lattice: DiskLattice, points: Sequence[Point], rewards: Sequence[float]
     ) -> _Singles:
         ranked = sorted(zip(rewards, points, strict=True), key=lambda rp: -rp[0])
         sides = [len({point[axis] for point in points}) for axis in range(lattice.dims)]
@@ -277,7 +252,7 @@ class _Cell:
     def __init__(
         self,
         settings: SearchSolver,
-        lattices: Sequence[_Lattice],
+        lattices: Sequence[DiskLattice],
         area: float,
         draw: random.Random,
     ) -> None:
@@ -289,7 +264,10 @@ class _Cell:
         self.rewards: dict[Candidate, float] = {}
         self.features = torch.empty(0)
         self.radii = [
-            (lat.radius_of(min(_DISKS[0], area / 2)), lat.radius_of(_DISKS[1]))
+            (
+                lat.radius_of(min(_DISKS[0], area / 2)),
+                lat.radius_of(max(_DISKS[1], area)),
+            )
             for lat in lattices
         ]
 
@@ -321,7 +299,12 @@ class _Cell:
         candidates, features = self._changes(wanted)
         if len(candidates) <= count:
             return candidates
-        ratings = self._rate(features)
+        ratings = upper_bound(
+            self.features,
+            torch.tensor(list(self.rewards.values())),
+            features,
+            self.settings.exploration,
+        )
         chosen = ratings.topk(count).indices.tolist()
         return [candidates[index] for index in chosen]
 
@@ -332,7 +315,7 @@ class _Cell:
             for lattice, singles in zip(self.lattices, self.singles, strict=True)
         )
 
-    def _enough(self, lattice: _Lattice, order: Sequence[Point]) -> Disks:
+    def _enough(self, lattice: DiskLattice, order: Sequence[Point]) -> Disks:
         radius = lattice.radius_of(_SINGLE_DISK)
         for count in range(1, len(order)):
             disks = frozenset(order[:count])
@@ -405,27 +388,3 @@ class _Cell:
             edge = 2 * (lattice.pixels / lattice.samples) ** (1 / lattice.dims)
             parts.append(disk_masks(squares, count, edge).flatten(1) / count**0.5)
         return torch.cat(parts, 1) / len(parts) ** 0.5, feasible
-
-    def _rate(self, features: Tensor) -> Tensor:
-        """Upper confidence bound of the reward, in standard deviations."""
-        rewards = torch.tensor(list(self.rewards.values()))
-        known = self.features.double()
-        new = features.double()
-        values = (rewards.double() - rewards.mean()) / (rewards.std() + 1e-12)
-        noise = 0.1 * torch.eye(len(known), dtype=torch.double)
-        factor = torch.linalg.cholesky(_kernel(known, known) + noise)
-        weights = torch.cholesky_solve(values[:, None], factor)
-        cross = _kernel(new, known)
-        explained = torch.linalg.solve_triangular(factor, cross.T, upper=False)
-        variance = 1 + new.square().sum(1) - explained.square().sum(0)
-        deviation = variance.clamp_min(0).sqrt()
-        mean: Tensor = (cross @ weights)[:, 0]
-        bound: Tensor = mean + self.settings.exploration * deviation
-        return bound
-
-
-def _kernel(u: Tensor, v: Tensor) -> Tensor:
-    """exp(-|u - v|^2 / 2) + <u, v>: alike masks score alike, and pixels add up."""
-    product = u @ v.T
-    norms = u.square().sum(1)[:, None] + v.square().sum(1)[None]
-    return torch.exp(product - norms / 2) + product

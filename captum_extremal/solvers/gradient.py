@@ -50,6 +50,14 @@ class GradientSolver:
             at random at every iteration, wrapping around; the same for all cells.
         tolerance: See above; 0 never finishes early.
         patience: See above.
+
+    Example:
+        >>> from captum_extremal import ExtremalPerturbation
+        >>> solver = GradientSolver(iterations=20, mirror=False)
+        >>> method = ExtremalPerturbation(lambda x: x.mean((1, 2, 3)), solver=solver)
+        >>> result = method.optimize(torch.rand(1, 1, 16, 16), areas=0.25)
+        >>> result.history["reward"].shape
+        torch.Size([1, 1, 20])
     """
 
     iterations: int = 200

@@ -37,6 +37,15 @@ class Problem:
         areas: The A areas, fractions of each tensor's pixels in (0, 1].
         game: ``"preservation"``, ``"deletion"`` or ``"hybrid"`` (Sec. 3.2).
         perturbations_per_eval: The most perturbed inputs that one forward may hold.
+
+    Example:
+        >>> from captum_extremal import FadePerturbation
+        >>> levels = FadePerturbation().levels(torch.tensor([[[1.0, 2.0, 4.0]]]))
+        >>> problem = Problem(lambda x, images: x[0].sum((1, 2)), (levels,), [0.4])
+        >>> mask = torch.tensor([[[0.0, 0.5, 1.0]]])
+        >>> rewards, (gradient,) = problem.gradients((mask,), torch.tensor([0]))
+        >>> rewards, gradient
+        (tensor([5.]), tensor([[[1., 2., 4.]]]))
     """
 
     def __init__(
@@ -183,6 +192,10 @@ class Solution:
             cell's area when binarised at 0.5.
         history: Named series of the run, each (T, K) for T iterations; NaN after a
             cell's end.
+
+    Example:
+        >>> Solution((torch.ones(2, 1, 8, 8),)).history
+        {}
     """
 
     masks: Masks
@@ -190,7 +203,20 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Whatever turns a problem into masks."""
+    """Whatever turns a problem into masks.
+
+    Example:
+        >>> class Everything:
+        ...     total_steps = 1
+        ...
+        ...     def solve(self, problem, seed=0, on_step=None):
+        ...         sizes = [(problem.num_cells, 1, *size) for size in problem.sizes]
+        ...         return Solution(tuple(map(torch.ones, sizes)))
+        >>> from captum_extremal import ExtremalPerturbation
+        >>> method = ExtremalPerturbation(lambda x: x.sum((1, 2)), solver=Everything())
+        >>> method.attribute(torch.ones(1, 1, 3), areas=1.0)
+        tensor([[[1., 1., 1.]]])
+    """
 
     def solve(
         self,

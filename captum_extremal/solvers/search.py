@@ -55,6 +55,21 @@ class SearchSolver:
         proposals: Random changes among which the process chooses a round's batch.
         elites: Best sets that are changed.
         exploration: Standard deviations that are added to the expected score.
+
+    Raises:
+        TypeError: If a setting is of the wrong type.
+        ValueError: If a setting is out of range.
+
+    Example:
+        A model without gradients will do.
+
+        >>> from captum_extremal import ExtremalPerturbation
+        >>> def black_box(x):
+        ...     return torch.from_numpy(x.numpy()[:, 0, :8, :8].mean(axis=(1, 2)))
+        >>> method = ExtremalPerturbation(black_box, "fade", SearchSolver(64))
+        >>> mask = method.optimize(torch.ones(1, 1, 32, 32), areas=1 / 16).masks[0, 0, 0]
+        >>> float((mask[:8, :8] >= 0.5).float().mean()) > 0.5
+        True
     """
 
     evaluations: int = 128

@@ -172,7 +172,7 @@ def test_the_probability_is_that_of_the_kept_picture(run, tmp_path, folder):
 
 def test_progress_is_shown_on_stderr(run):
     done = run("--areas=0.1")
-    assert "3/3" in done.stderr
+    assert "40/40" in done.stderr
     assert "3/3" not in done.stdout
 
 
@@ -231,13 +231,16 @@ def test_target_by_name(run, name):
 
 def test_game(result_of):
     games = "preservation", "deletion", "hybrid"
-    first = [
-        float(result_of("--areas=0.1", f"--game={game}").history["reward"][0, 0, 0])
-        for game in games
-    ]
-    kept, removed, both = first
-    assert kept != removed
-    assert both == pytest.approx(kept + removed, abs=1e-4)
+    results = [result_of("--areas=0.1", f"--game={game}") for game in games]
+    assert [result.settings["game"] for result in results] == list(games)
+    kept, removed, both = (result.history["reward"][0, 0, -1] for result in results)
+    assert float(kept) == pytest.approx(float(results[0].scores), abs=1e-4)
+    assert float(removed) == pytest.approx(
+        -float(results[1].complement_scores), abs=1e-4
+    )
+    assert float(both) == pytest.approx(
+        float(results[2].scores - results[2].complement_scores), abs=1e-4
+    )
 
 
 def test_perturbation(result_of):

@@ -67,7 +67,7 @@ class SearchSolver:
         >>> def black_box(x):
         ...     return torch.from_numpy(x.numpy()[:, 0, :8, :8].mean(axis=(1, 2)))
         >>> method = ExtremalPerturbation(black_box, "fade", SearchSolver(64))
-        >>> mask = method.optimize(torch.ones(1, 1, 32, 32), areas=1 / 16).masks[0, 0, 0]
+        >>> mask = method.attribute(torch.ones(1, 1, 32, 32), areas=1 / 16)[0, 0]
         >>> float((mask[:8, :8] >= 0.5).float().mean()) > 0.5
         True
     """

@@ -16,18 +16,12 @@ from captum_extremal import (
     Problem,
     presets,
 )
-from captum_extremal.masks import profile_paper, profile_smooth, profile_torchray
 from captum_extremal.solvers.gradient import _Descent
-from tests.reference import descent as reference
+from reference.descent import Descent
 
 SIZE = (16, 20)
 AREAS = (0.1, 0.3)
 STEP, SIGMA = 2, 6.0
-PROFILES = {
-    "smooth": (profile_smooth, 1.5),
-    "paper": (profile_paper, 1.0),
-    "torchray": (profile_torchray, 1.0),
-}
 
 
 def small_network():
@@ -39,52 +33,6 @@ def small_network():
 def problem_of(network, inputs, game="preservation"):
     levels = BlurPerturbation(num_levels=4, sigma_max=3.0).levels(inputs)
     return Problem(lambda x, _: network(x[0])[:, 2] * 50, (levels,), AREAS, game)
-
-
-class FollowedDescent:
-    """The same steps in float64, each from where the library's last step ended."""
-
-    def __init__(self, settings, network, levels):
-        self.settings = settings
-        self.network = network.double()
-        self.levels = levels.double()
-        self.profile, reach = PROFILES[settings.profile]
-        self.reach = reach * SIGMA
-        self.momentum = None
-
-    def step(self, iteration, params):
-        """Parameters (K, 1, h, w) -> rewards, area losses and new parameters."""
-        results = [
-            self._gradient(iteration, cell, p.double()) for cell, p in enumerate(params)
-        ]
-        rewards, losses, gradients = map(torch.stack, zip(*results, strict=True))
-        s = self.settings
-        if self.momentum is None:
-            self.momentum = gradients
-        else:
-            self.momentum = s.momentum * self.momentum + (1 - s.dampening) * gradients
-        moved = (params.double() + s.learning_rate * self.momentum).clamp(0, 1)
-        return rewards, losses, moved
-
-    def _gradient(self, iteration, cell, params):
-        s = self.settings
-        params = params.clone().requires_grad_()
-        origin = 6 if s.area_scope == "canvas" else 0
-        sizes = (27, 31) if origin else SIZE  # App. A.1: W'' - s + 1 with b = 6
-        canvas = reference.canvas(
-            params[0], sizes, origin, STEP, SIGMA, self.reach, self.profile
-        )
-        mask = canvas[origin : origin + SIZE[0], origin : origin + SIZE[1]]
-        image, area = divmod(cell, len(AREAS))
-        shown = reference.perturb(self.levels[image], mask)[None]
-        if s.mirror and iteration % 2 == 0:
-            shown = shown.flip(-1)
-        reward = self.network(shown)[0, 2] * 50
-        measured = mask if s.area_scope == "image" else canvas
-        loss = reference.area_loss(measured, AREAS[area])
-        weight = s.area_weight(iteration, s.iterations)
-        (gradient,) = torch.autograd.grad(reward - weight * loss, params)
-        return reward.detach(), loss.detach(), gradient
 
 
 SETTINGS = {
@@ -105,7 +53,10 @@ def test_each_step_equals_the_float64_reference(name):
     run = _Descent(settings, problem, seed=0)
     run.params[0].copy_(torch.rand(run.params[0].shape))
     levels = BlurPerturbation(num_levels=4, sigma_max=3.0).levels(inputs.double())
-    followed = FollowedDescent(settings, small_network(), levels)
+    exact = small_network().double()
+    followed = Descent(
+        settings, lambda x: exact(x)[0, 2] * 50, levels, AREAS, run.generators[0]
+    )
     for iteration in range(settings.iterations):
         rewards, losses, params = followed.step(iteration, run.params[0])
         with torch.no_grad():

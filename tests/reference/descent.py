@@ -5,9 +5,87 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from captum_extremal.masks import (
+    MaskGenerator,
+    profile_paper,
+    profile_smooth,
+    profile_torchray,
+)
+
+PROFILES = {
+    "smooth": (profile_smooth, 1.5),
+    "paper": (profile_paper, 1.0),
+    "torchray": (profile_torchray, 1.0),
+}
+
+
+class Descent:
+    """The steps of a `GradientSolver` in float64, each from given parameters.
+
+    ``score`` maps a perturbed image (1, C, H, W) to a number, ``levels`` is
+    (N, L, C, H, W), ``generator`` tells the geometry alone.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        score: Callable[[Tensor], Tensor],
+        levels: Tensor,
+        areas: Sequence[float],
+        generator: MaskGenerator,
+    ) -> None:
+        self.settings = settings
+        self.score = score
+        self.levels = levels.double()
+        self.areas = areas
+        self.generator = generator
+        self.momentum: Tensor | None = None
+
+    def step(self, iteration: int, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Parameters (K, 1, h, w) -> rewards, area losses and new parameters."""
+        results = [
+            self._gradient(iteration, cell, p.double()) for cell, p in enumerate(params)
+        ]
+        rewards, losses, gradients = map(torch.stack, zip(*results, strict=True))
+        s = self.settings
+        if self.momentum is None:
+            self.momentum = gradients
+        else:
+            self.momentum = s.momentum * self.momentum + (1 - s.dampening) * gradients
+        moved = (params.double() + s.learning_rate * self.momentum).clamp(0, 1)
+        return rewards, losses, moved
+
+    def _gradient(
+        self, iteration: int, cell: int, params: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        s, g = self.settings, self.generator
+        params = params.clone().requires_grad_()
+        profile, reach = PROFILES[s.profile]
+        drawn = canvas(
+            params[0],
+            g.canvas_size,
+            g.margin,
+            g.step,
+            g.sigma,
+            reach * g.sigma,
+            profile,
+        )
+        rows, columns = (slice(g.margin, g.margin + n) for n in g.size)
+        mask = drawn[rows, columns]
+        image, area = divmod(cell, len(self.areas))
+        shown = perturb(self.levels[image], mask)[None]
+        if s.mirror and iteration % 2 == 0:
+            shown = shown.flip(-1)
+        reward = self.score(shown)
+        loss = area_loss(mask if s.area_scope == "image" else drawn, self.areas[area])
+        weight = s.area_weight(iteration, s.iterations)
+        (gradient,) = torch.autograd.grad(reward - weight * loss, params)
+        return reward.detach(), loss.detach(), gradient
 
 
 def canvas(

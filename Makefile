@@ -29,10 +29,9 @@ lint: $(VENV)
 
 # An overlay in front of the path. Its metadata asks for numpy<2, which nothing here
 # needs: hence no dependencies.
-test-captum08: export PYTHONPATH := $(CURDIR)/.captum08
 test-captum08: $(VENV) $(CAPTUM08)
-	$(BIN)/python -c 'import captum; v = captum.__version__; assert v.startswith("0.8"), v'
-	$(BIN)/python -m pytest $(CONTRACT_TESTS)
+	PYTHONPATH=.captum08 $(BIN)/python -c 'import captum; v = captum.__version__; assert v.startswith("0.8"), v'
+	PYTHONPATH=.captum08 $(BIN)/python -m pytest $(CONTRACT_TESTS)
 
 $(VENV): setup.cfg
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.x")'

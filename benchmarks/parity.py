@@ -2,10 +2,10 @@
 
     python benchmarks/parity.py [--steps 6]
 
-Every step starts from the library's own parameters, since trajectories are chaotic: a
-rounding error of 1e-7 is worth 0.5 after some fifty steps. Where ``torchray`` 1.0.0.2 is
-installed (``pip install --no-deps torchray``, CC-BY-NC), its first steps are compared too;
-these are trajectories.
+Every step starts from the library's own parameters, since trajectories are chaotic:
+a rounding error of 1e-7 is worth 0.5 after some fifty steps. Where ``torchray``
+1.0.0.2 is installed (``pip install --no-deps torchray``, CC-BY-NC), its first steps
+are compared too; these are trajectories.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_extremal import (
+    AreaWeight,
     ExtremalPerturbation,
     GradientSolver,
     Problem,
@@ -128,7 +129,8 @@ def against_torchray(
             reward_func=lambda y, index, variant: y[:, index],  # noqa: ARG005
         )
     preset = presets.torchray()
-    solver = dataclasses.replace(preset["solver"], iterations=steps)
+    weight = AreaWeight(growth=1.0035**steps)
+    solver = dataclasses.replace(preset["solver"], iterations=steps, area_weight=weight)
     result = ExtremalPerturbation(model, preset["perturbation"], solver).optimize(
         inputs, target, AREAS
     )

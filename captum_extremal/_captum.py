@@ -34,7 +34,7 @@ class ProgressBar(Protocol):
         """Take the bar off the screen; safe to call twice."""
 
 
-def progress_bar(show: bool, desc: str, total: int) -> ProgressBar:
+def progress_bar(show: bool, desc: str, total: int | None) -> ProgressBar:
     """Captum's progress bar (tqdm on stderr), or one that shows nothing."""
     bar = progress(desc=desc, total=total) if show else NullProgress()
     return cast(ProgressBar, bar)

@@ -176,7 +176,7 @@ def check_spatial(name: str, value: Tensor) -> None:
         ValueError: inputs must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0, got (2, 5)
     """  # noqa: E501
     check_floating(name, value)
-    if value.dim() not in (3, 4, 5) or 0 in value.shape[2:]:
+    if value.dim() not in (3, 4, 5) or 0 in value.shape[1:]:
         raise ValueError(
             f"{name} must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of "
             f"them 0, got {tuple(value.shape)}"

@@ -40,7 +40,7 @@ def nearest_squares(centres: Tensor, axes: Sequence[Tensor], step: float) -> Ten
         step: Lattice spacing in pixels.
 
     Returns:
-        (M, *S), exact squares in float32 up to sizes of 4000 pixels.
+        (M, *S).
     """
     offsets = [
         (axis - step * centres[..., d, None]).square() for d, axis in enumerate(axes)
@@ -73,9 +73,10 @@ def disk_masks(squares: Tensor, count: int, edge: float) -> Tensor:
 
     Args:
         squares: What `nearest_squares` returned, (M, *S).
-        count: Number of pixels in the binarised mask. Pixels that tie at the radius
-            are all in.
-        edge: w, half the width of the edge in pixels; 0 for a hard one.
+        count: Number of pixels in the binarised mask. With a soft edge all pixels that
+            tie at the radius have the value 0.5; `match_area` picks among them.
+        edge: w, half the width of the edge in pixels; 0 for a hard one, where of the
+            tied pixels the first are in.
 
     Returns:
         (M, 1, *S) in [0, 1].
@@ -85,7 +86,9 @@ def disk_masks(squares: Tensor, count: int, edge: float) -> Tensor:
         return torch.ones_like(squares).unsqueeze(1)
     radius = radii(squares, count).view(shape)
     if edge == 0:
-        mask = (squares <= radius.square() * (1 + 1e-6)).to(squares.dtype)
+        nearest = squares.flatten(1).argsort(dim=1, stable=True)[:, :count]
+        hard = torch.zeros_like(squares).flatten(1).scatter_(1, nearest, 1)
+        mask = hard.view_as(squares)
     else:
         slope = squares.sqrt().neg_().add_(radius).div_(edge).clamp_(-1, 1)
         mask = slope.mul_(math.pi / 2).sin_().mul_(0.5).add_(0.5)
@@ -122,12 +125,16 @@ class DiskLattice:
             for n, count in zip(size, self.points, strict=True)
         ]
         self.axes = [
-            torch.arange(float(n), device=device) - origin
+            torch.arange(n, dtype=torch.float32, device=device) - origin
             for n, origin in zip(size, origins, strict=True)
         ]
         blocks = [min(n, round(_SAMPLES ** (1 / self.dims))) for n in size]
         self.sampled = [
-            ((torch.arange(count) + 0.5) * n / count - 0.5 - origin)
+            (
+                (torch.arange(count, dtype=torch.float32) + 0.5) * n / count
+                - 0.5
+                - origin
+            )
             for n, count, origin in zip(size, blocks, origins, strict=True)
         ]
         self.samples = math.prod(blocks)

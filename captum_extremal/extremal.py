@@ -54,8 +54,10 @@ class ExtremalPerturbation(PerturbationAttribution):
     .. math:: m_a = \operatorname{argmax}_{m \in M, |m| = a} \Phi(m \otimes x)
 
     (eq. 2), where :math:`m \otimes x` is the input with everything outside the mask
-    perturbed, and M the smooth masks of `MaskGenerator`. Convention: mask 1 = kept,
-    0 = fully perturbed; an area is a fraction of the pixels of the input.
+    perturbed, and M a family of smooth masks: unions of disks for the default
+    `SearchSolver`, those of `MaskGenerator` for the paper's `GradientSolver`.
+    Convention: mask 1 = kept, 0 = fully perturbed; an area is a fraction of the pixels
+    of the input.
 
     Args:
         forward_func: The model, or any function of its inputs, as everywhere in
@@ -208,11 +210,13 @@ class ExtremalPerturbation(PerturbationAttribution):
         _checks.check_count("perturbations_per_eval", perturbations_per_eval)
         _checks.check_count("seed", seed, minimum=0)
         check_target(target, len(tensors[0]))
-        self._check_model()
+        self._check_model(stacklevel=3)
         device = tensors[0].device
         with as_found(self.forward_func, device), torch.inference_mode(False):
             with torch.no_grad():
                 tensors = tuple(tensor.detach().clone() for tensor in tensors)
+                if not all(tensor.isfinite().all() for tensor in tensors):
+                    raise ValueError("inputs must be finite, got NaN or infinity")
                 levels = tuple(self._levels(tensor) for tensor in tensors)
             score = self._score(
                 len(tensors[0]), target, additional_forward_args, device
@@ -241,7 +245,7 @@ class ExtremalPerturbation(PerturbationAttribution):
 
     def _levels(self, inputs: Tensor) -> Tensor:
         """Perturbed versions of the inputs, from an object that may be the caller's."""
-        levels = self.perturbation.levels(inputs)
+        levels = self.perturbation.levels(inputs.clone())
         count = (
             levels.shape[1] if isinstance(levels, Tensor) and levels.dim() > 1 else 0
         )
@@ -252,9 +256,14 @@ class ExtremalPerturbation(PerturbationAttribution):
                 "perturbation must return levels of shape (N, L, C, *S) with L >= 2 "
                 f"for inputs {tuple(inputs.shape)}, got {shape}"
             )
+        if levels.dtype != inputs.dtype or not torch.equal(levels[:, -1], inputs):
+            raise ValueError(
+                "perturbation must return levels of the inputs' dtype whose last one "
+                f"is the inputs themselves, got {levels.dtype} levels that differ"
+            )
         return levels
 
-    def _check_model(self) -> None:
+    def _check_model(self, stacklevel: int) -> None:
         if made_in_inference_mode(self.forward_func):
             raise RuntimeError(
                 "forward_func was made inside torch.inference_mode(), so no gradient "
@@ -264,10 +273,10 @@ class ExtremalPerturbation(PerturbationAttribution):
         if layers and not self._warned_of_training:
             self._warned_of_training = True
             warnings.warn(
-                f"forward_func is in training mode ({layers[0]} and {len(layers) - 1} "
-                "more BatchNorm or Dropout layers): its scores depend on the batch or "
-                "on chance. Call forward_func.eval() for meaningful masks",
-                stacklevel=4,
+                f"forward_func is in training mode (layers {', '.join(layers[:3])}"
+                f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
+                "batch or on chance. Call forward_func.eval() for meaningful masks",
+                stacklevel=stacklevel,
             )
 
     def _score(
@@ -293,7 +302,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         return score
 
     def _solve(self, problem: Problem, seed: int, show_progress: bool) -> Solution:
-        bar = progress_bar(show_progress, self.get_name(), self.solver.total_steps)
+        total = getattr(self.solver, "total_steps", None)
+        bar = progress_bar(show_progress, self.get_name(), total)
         try:
             return self.solver.solve(problem, seed, bar.update)
         finally:

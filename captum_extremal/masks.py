@@ -227,7 +227,7 @@ def _measured_kernel(profile: Callable[[Tensor], Tensor]) -> _Kernel:
 
 
 def default_step(size: Sequence[int]) -> int:
-    """Lattice spacing: 7 pixels at 224, in proportion to the smallest side.
+    """Lattice spacing: 7 pixels at 224, in proportion to the sides' geometric mean.
 
     224 and 7 are the published settings; the proportion is ours. At least 1.
 
@@ -239,9 +239,10 @@ def default_step(size: Sequence[int]) -> int:
 
     Example:
         >>> [default_step(size) for size in ((224, 224), (480, 320), (32, 32), (10,))]
-        [7, 10, 1, 1]
+        [7, 12, 1, 1]
     """
-    return max(1, round(7 / 224 * min(size)))
+    mean_side = float(math.prod(size) ** (1 / len(size)))
+    return max(1, round(7 / 224 * mean_side))
 
 
 def default_sigma(step: int) -> float:

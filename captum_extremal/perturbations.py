@@ -14,6 +14,7 @@ Convention:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -69,7 +70,7 @@ class BlurPerturbation:
         num_levels: L, at least 2. Footnote 3 of the paper leaves the number open; 8 is
             our default.
         sigma_max: Standard deviation of the strongest blur, in pixels of the input.
-            None scales with it: 20 pixels where the shortest side has 224.
+            None scales with it: 20 pixels where the sides' geometric mean is 224.
         border: ``"normalised"`` over the pixels of the input, as in the paper, or
             ``"fade"`` to zero near the border, see `gaussian_blur`.
 
@@ -115,7 +116,8 @@ class BlurPerturbation:
         check_spatial("inputs", inputs)
         sigma_max = self.sigma_max
         if sigma_max is None:
-            sigma_max = 20 / 224 * min(inputs.shape[2:])
+            sides = inputs.shape[2:]
+            sigma_max = 20 / 224 * math.prod(sides) ** (1 / len(sides))
         inputs = inputs.detach()
         last = self.num_levels - 1
         sigmas = [sigma_max * (1 - level / last) for level in range(last)]

@@ -7,7 +7,8 @@ Each function returns keyword arguments for `ExtremalPerturbation`:
     >>> method.solver.iterations
     1600
 
-The two published settings differ from each other:
+The published settings are for 224 pixels; lengths in pixels scale with the input. The
+two differ from each other:
 
 ===================  ==============================  =================================
 setting              `paper`                         `torchray`
@@ -53,7 +54,7 @@ def paper() -> Preset:
         learning_rate=0.01,
         momentum=0.9,
         dampening=0.0,
-        area_weight=AreaWeight(start=300.0, double_at=(1 / 3, 2 / 3)),
+        area_weight=AreaWeight(start=300.0, growth=1.0, double_at=(1 / 3, 2 / 3)),
         profile="paper",
         mirror=False,
         tolerance=0.0,
@@ -76,7 +77,7 @@ def torchray() -> Preset:
         learning_rate=0.01,
         momentum=0.9,
         dampening=0.9,
-        area_weight=AreaWeight(start=300.0, growth=1.0035),
+        area_weight=AreaWeight(start=300.0, growth=1.0035**800),
         profile="torchray",
         area_scope="canvas",
         mirror=True,

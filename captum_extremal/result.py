@@ -21,7 +21,7 @@ from torch import Tensor
 _FORMAT = "captum_extremal.ExtremalResult/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExtremalResult:
     """Masks for N images and A areas, their scores and how they were found.
 

@@ -83,6 +83,6 @@ def contrastive_reward(outputs: Tensor, target: Target) -> Tensor:
         raise ValueError("contrastive_reward needs a target, got None")
     score = select_targets(outputs, target)
     index = torch.as_tensor(target, device=outputs.device).reshape(-1, 1)
-    index = index.expand(len(outputs), 1)
+    index = (index % outputs.shape[1]).expand(len(outputs), 1)
     others = outputs.scatter(1, index, -torch.inf)
     return score - others.amax(dim=1)

@@ -318,12 +318,14 @@ def test_the_weight_of_the_paper_doubles_after_each_third():
 
 
 def test_the_weight_grows_from_its_start():
-    assert AreaWeight(10.0, growth=2.0)(3, 99) == 80.0
+    assert AreaWeight(10.0, growth=8.0)(33, 99) == pytest.approx(20.0)
     assert AreaWeight(10.0, growth=1.0)(3, 99) == 10.0
     halfway = AreaWeight(10.0, growth=1.0, double_at=(0.5,))
     assert [halfway(iteration, 10) for iteration in (4, 5)] == [10.0, 20.0]
-    assert AreaWeight(growth=1.0035)(800, 800) == pytest.approx(4909, abs=1)
-    assert AreaWeight()(200, 200) == pytest.approx(4909, rel=0.01)
+    torchray = [300 * 1.0035**iteration for iteration in (0, 1, 799)]
+    found = [AreaWeight()(iteration, 800) for iteration in (0, 1, 799)]
+    assert found == pytest.approx(torchray)
+    assert AreaWeight()(100, 200) == pytest.approx(AreaWeight()(400, 800))
 
 
 @pytest.mark.parametrize(
@@ -362,11 +364,18 @@ def test_a_matched_mask_has_the_area_the_order_and_the_range(values, of_area):
     assert (rises[differ] >= 0).all()
 
 
-def test_a_matched_mask_is_the_mask_rescaled_in_two_pieces():
-    masks = torch.tensor([[0.0, 0.2, 0.4, 0.8, 1.0]], dtype=torch.float64)
+def test_a_mask_of_the_right_area_stays_as_it_is():
+    masks = torch.tensor([[0.0, 0.3, 0.4, 0.55, 1.0], [0.0, 0.3, 0.5, 0.55, 1.0]])
     matched = match_area(masks, 0.4)
-    # The cut 0.6 goes to 0.5, 0 and 1 stay.
-    expected = torch.tensor([[0, 1 / 6, 1 / 3, 0.75, 1.0]], dtype=torch.float64)
+    assert torch.equal(matched[0], masks[0])
+    assert not torch.equal(matched[1], masks[1])
+
+
+def test_a_matched_mask_is_the_mask_rescaled_in_two_pieces():
+    masks = torch.tensor([[0.0, 0.2, 0.6, 0.8, 1.0]], dtype=torch.float64)
+    matched = match_area(masks, 0.4)
+    # The cut 0.7 goes to 0.5, 0 and 1 stay.
+    expected = torch.tensor([[0, 1 / 7, 3 / 7, 2 / 3, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(matched, expected)
     assert torch.equal(
         match_area(masks[:, [4, 0, 2, 1, 3]], 0.4), matched[:, [4, 0, 2, 1, 3]]

@@ -70,7 +70,8 @@ def test_a_hard_edge_is_binary_and_as_large():
     squares = lattice.squares(sets_on(lattice), lattice.axes)
     hard, soft = disk_masks(squares, 200, 0), disk_masks(squares, 200, 2.0)
     assert set(hard.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(hard, (soft >= 0.5).float())
+    assert hard.flatten(1).sum(dim=1).tolist() == [200, 200]
+    assert ((soft >= 0.5) >= (hard > 0)).all()
 
 
 def test_the_whole_area_keeps_everything():

@@ -11,6 +11,7 @@ from torch import nn
 from captum_extremal import (
     AreaWeight,
     BlurPerturbation,
+    ExtremalPerturbation,
     FadePerturbation,
     GradientSolver,
     Problem,
@@ -179,3 +180,73 @@ def test_progress_hears_of_every_step():
     problem = Problem(lambda x, _: x[0].sum(dim=(1, 2, 3)), (levels,), (0.5,))
     GradientSolver(iterations=7, tolerance=0.0).solve(problem, on_step=heard.append)
     assert heard == [1] * 7
+
+
+def test_the_presets_are_the_published_settings():
+    paper, torchray = presets.paper(), presets.torchray()
+    weights = [paper["solver"].area_weight(t, 1600) for t in (0, 533, 534, 1599)]
+    assert weights == [300, 300, 600, 1200]
+    weights = [torchray["solver"].area_weight(t, 800) for t in (0, 1, 799)]
+    assert weights == pytest.approx([300 * 1.0035**t for t in (0, 1, 799)])
+    assert torchray["perturbation"].border == "fade"
+
+
+@pytest.mark.parametrize("name", ["paper", "torchray"])
+def test_presets_run_as_they_are(name):
+    preset = getattr(presets, name)()
+    preset["solver"] = dataclasses.replace(preset["solver"], iterations=5)
+    method = ExtremalPerturbation(lambda x: corner((x,)), **preset)
+    result = method.optimize(torch.rand(1, 1, *SIZE), areas=0.25)
+    assert result.settings["solver"] == repr(preset["solver"])
+    assert int((result.masks >= 0.5).sum()) == 80
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("iterations", 0, "iterations must be at least 1, got 0"),
+        ("patience", 0, "patience must be at least 1, got 0"),
+        ("jitter", -1, "jitter must be at least 0, got -1"),
+        ("learning_rate", 0.0, "learning_rate must be positive and finite, got 0.0"),
+        ("momentum", -0.1, "momentum must be finite and at least 0, got -0.1"),
+        ("area_scope", "all", "area_scope must be 'image' or 'canvas', got 'all'"),
+        ("profile", "flat", "profile must be .smooth. or"),
+        ("temperature", -1.0, "temperature must be finite and at least 0"),
+    ],
+)
+def test_bad_settings(option, value, text):
+    with pytest.raises(ValueError, match=text):
+        GradientSolver(**{option: value})
+
+
+def test_views_of_a_tuple_follow_each_tensors_own_axes():
+    levels = tuple(
+        FadePerturbation().levels(x)
+        for x in (torch.rand(1, 2, 9, 9), torch.arange(1.0, 41.0).reshape(1, 2, 20))
+    )
+    seen = []
+
+    def score(x, _):
+        seen.append(x[1].detach().clone())
+        return x[0].sum(dim=(1, 2, 3)) + x[1].sum(dim=(1, 2))
+
+    solver = GradientSolver(iterations=8, jitter=3)
+    solver.solve(Problem(score, levels, (0.5,)))
+    for signal in seen:
+        assert signal[0, 0].max() <= 20, "channels must not be shifted"
+        drops = (signal[0, 0].diff() < 0).sum()
+        assert drops <= 4, "signals must not be mirrored"
+
+
+def test_the_hybrid_game_keeps_to_forwards_of_one_input():
+    seen = []
+
+    def score(x):
+        seen.append(len(x[0]))
+        return corner(x)
+
+    levels = FadePerturbation().levels(torch.rand(1, 1, *SIZE))
+    problem = Problem(lambda x, _: score(x), (levels,), (0.1, 0.2), "hybrid", 1)
+    solution = dataclasses.replace(FAST, iterations=3).solve(problem)
+    assert set(seen) == {1}
+    assert solution.history["reward"].shape == (3, 2)

@@ -209,9 +209,9 @@ def test_a_wrong_profile_is_refused(profile, error, message):
 
 @pytest.mark.parametrize(
     ("size", "step"),
-    [((224, 224), 7), ((32, 32), 1), ((448, 300), 9), ((1,), 1), ((64, 512, 96), 2)],
+    [((224, 224), 7), ((32, 32), 1), ((448, 300), 11), ((1,), 1), ((64, 512, 96), 5)],
 )
-def test_defaults_scale_with_the_smallest_side(size, step):
+def test_defaults_scale_with_the_geometric_mean_of_the_sides(size, step):
     assert default_step(size) == step
     assert default_sigma(step) == 3 * step
     generator = MaskGenerator(size)

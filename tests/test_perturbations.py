@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -52,9 +53,10 @@ def test_each_option_of_the_blur_changes_the_levels():
 
 
 @pytest.mark.parametrize("size", [(224,), (448, 224), (10, 10), (30, 1, 20)], ids=str)
-def test_the_default_width_is_20_pixels_at_224_by_the_shortest_side(size):
+def test_the_default_width_is_20_pixels_at_224_by_the_mean_side(size):
     inputs = torch.randn(1, 1, *size)
-    expected = BlurPerturbation(2, sigma_max=20 / 224 * min(size)).levels(inputs)
+    mean_side = math.prod(size) ** (1 / len(size))
+    expected = BlurPerturbation(2, sigma_max=20 / 224 * mean_side).levels(inputs)
     assert torch.equal(BlurPerturbation(2).levels(inputs), expected)
 
 

@@ -71,6 +71,7 @@ def test_the_budget_is_kept_all_in(areas, evaluations):
     solver = SearchSolver(evaluations=evaluations)
     solver.solve(problem_of(score, areas, images=2), 0, heard.append)
     assert sum(seen) <= 2 * len(areas) * evaluations
+    assert sum(seen) > 2 * len(areas) * (evaluations - 1)
     assert sum(heard) == evaluations
 
 
@@ -88,12 +89,13 @@ def test_the_history_is_the_best_so_far():
     assert reward[-1] > reward[0]
 
 
-def test_what_was_scored_is_what_is_delivered():
+@pytest.mark.parametrize("edge", [0.0, 0.02, 0.1])
+def test_what_was_scored_is_what_is_delivered(edge):
     problem = problem_of()
-    solution = SearchSolver().solve(problem)
+    solution = SearchSolver(edge=edge).solve(problem)
     delivered = problem.rewards(solution.masks, torch.tensor([0]))
     assert float(delivered) == pytest.approx(
-        float(solution.history["reward"][-1, 0]), abs=0.05
+        float(solution.history["reward"][-1, 0]), abs=1e-4
     )
 
 

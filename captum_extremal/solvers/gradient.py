@@ -9,7 +9,7 @@ moves the parameters by SGD with momentum, kept in [0, 1]:
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +17,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_extremal._checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_non_negative,
+    check_positive,
+)
 from captum_extremal.area import AreaWeight, area_loss, match_area
 from captum_extremal.masks import MaskGenerator, Profile
 from captum_extremal.solvers.problem import Masks, Problem, Solution, View
@@ -51,6 +58,10 @@ class GradientSolver:
         tolerance: See above; 0 never finishes early.
         patience: See above.
 
+    Raises:
+        TypeError: If a setting is of the wrong type.
+        ValueError: If a setting is out of range.
+
     Example:
         >>> from captum_extremal import ExtremalPerturbation
         >>> solver = GradientSolver(iterations=20, mirror=False)
@@ -68,12 +79,24 @@ class GradientSolver:
     mask_step: int | None = None
     mask_sigma: float | None = None
     temperature: float = 0.05
-    profile: Profile | str = "smooth"
+    profile: Profile = "smooth"
     area_scope: Literal["image", "canvas"] = "image"
     mirror: bool = True
     jitter: int = 0
     tolerance: float = 1e-3
     patience: int = 25
+
+    def __post_init__(self) -> None:
+        check_count("iterations", self.iterations)
+        check_count("patience", self.patience)
+        check_count("jitter", self.jitter, minimum=0)
+        check_positive("learning_rate", self.learning_rate)
+        for name in ("momentum", "dampening", "tolerance"):
+            check_non_negative(name, getattr(self, name))
+        check_choice("area_scope", self.area_scope, ("image", "canvas"))
+        check_callable("area_weight", self.area_weight)
+        # The mask's settings are checked by the generator of a smallest input.
+        self.generator((1,))
 
     @property
     def total_steps(self) -> int:
@@ -105,18 +128,13 @@ class GradientSolver:
 
     def generator(self, size: Sequence[int]) -> MaskGenerator:
         """The mask generator that these settings ask for at an input size."""
-        generator = MaskGenerator(
-            size, self.mask_step, self.mask_sigma, self.temperature, self.profile
-        )
-        if self.area_scope == "image":
-            return generator
         return MaskGenerator(
             size,
-            generator.step,
-            generator.sigma,
+            self.mask_step,
+            self.mask_sigma,
             self.temperature,
             self.profile,
-            margin=math.ceil(generator.sigma),
+            margin=0 if self.area_scope == "image" else None,
         )
 
 
@@ -130,7 +148,11 @@ class _Descent:
             settings.generator(size).to(problem.device) for size in problem.sizes
         ]
         self.params = [
-            torch.ones(problem.num_cells, 1, *g.params_size, device=problem.device)
+            torch.ones(
+                (problem.num_cells, 1, *g.params_size),
+                dtype=torch.float32,
+                device=problem.device,
+            )
             for g in self.generators
         ]
         self.optimizer = torch.optim.SGD(
@@ -139,7 +161,7 @@ class _Descent:
             momentum=settings.momentum,
             dampening=settings.dampening,
         )
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = random.Random(seed)
         self.areas = problem.cell_areas
         self.active = torch.arange(problem.num_cells, device=problem.device)
         self.last_check = [params.clone() for params in self.params]
@@ -188,17 +210,15 @@ class _Descent:
 
     def _view(self, iteration: int) -> View:
         """Mirrored on every even iteration, shifted by a random number of pixels."""
-        axes = len(self.problem.sizes[0])
-        mirror = self.settings.mirror and axes == 2 and iteration % 2 == 0
+        mirror = self.settings.mirror and iteration % 2 == 0
         jitter = self.settings.jitter
-        shifts = torch.randint(
-            -jitter, jitter + 1, (axes,), generator=self.random
-        ).tolist()
-        dims = list(range(-axes, 0))
+        shifts = [self.random.randint(-jitter, jitter) for _ in range(3)]
 
         def view(inputs: Tensor) -> Tensor:
-            shown = inputs.roll(shifts, dims) if any(shifts) else inputs
-            return shown.flip(-1) if mirror else shown
+            dims = list(range(2, inputs.dim()))
+            own = shifts[: len(dims)]
+            shown = inputs.roll(own, dims) if any(own) else inputs
+            return shown.flip(-1) if mirror and len(dims) == 2 else shown
 
         return view
 

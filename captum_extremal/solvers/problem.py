@@ -141,6 +141,10 @@ class Problem:
         complement = tuple(1 - mask for mask in masks)
         if kept == 0:
             return removed * self._perturbed_score(complement, images, view)
+        if self.perturbations_per_eval == 1:
+            inside = self._perturbed_score(masks, images, view)
+            outside = self._perturbed_score(complement, images, view)
+            return kept * inside + removed * outside
         both = tuple(torch.cat(pair) for pair in zip(masks, complement, strict=True))
         scores = self._perturbed_score(both, images.repeat(2), view)
         inside, outside = scores.chunk(2)
@@ -183,7 +187,7 @@ def _gradient(reward: Tensor, leaves: Masks) -> Masks:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a solver found.
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class SearchSolver:
 
     Args:
         evaluations: Forwards that each area of each image may cost, all in; in the
-            hybrid game two count as one.
+            hybrid game two count as one. The single disks of step 1 are paid by all
+            areas of an image together, so the masks of an area depend a little on
+            which others are asked for with it.
         batch: Candidates of one cell that are scored in one round.
         edge: Half the width of a mask's edge, as a fraction of the geometric mean of
             the input's sizes.
@@ -131,6 +134,8 @@ class _Search:
         history = []
         while used < self.settings.evaluations:
             count = min(self.settings.batch, self.settings.evaluations - used)
+            if not self.cells[0].rewards:
+                count = 1  # the set of the best single disks
             self._score_round(count)
             on_step(count)
             used += count
@@ -163,39 +168,43 @@ class _Search:
         """Rewards of one disk each in one input tensor; the others are kept whole."""
         lattice = self.lattices[which]
         count = area_count(lattice.pixels, _SINGLE_DISK)
-        masks = list(self._whole(len(disks)))
-        edge = self._edge(lattice)
-        masks[which] = disk_masks(lattice.squares(disks, lattice.axes), count, edge)
-        cells = torch.full((len(disks),), cell, device=self.problem.device)
-        return self._finite(self.problem.rewards(tuple(masks), cells), cells)
-
-    def _whole(self, count: int) -> Masks:
-        return tuple(
-            torch.ones(count, 1, *size, device=self.problem.device)
-            for size in self.problem.sizes
-        )
+        rewards = []
+        for piece in _pieces(disks, self.problem.perturbations_per_eval):
+            masks = [
+                torch.ones((), device=self.problem.device).expand(len(piece), 1, *size)
+                for size in self.problem.sizes
+            ]
+            squares = lattice.squares(piece, lattice.axes)
+            masks[which] = disk_masks(squares, count, self._edge(lattice))
+            cells = torch.full((len(piece),), cell, device=self.problem.device)
+            rewards += self._finite(self.problem.rewards(tuple(masks), cells), cells)
+        return rewards
 
     def _score_round(self, count: int) -> None:
         """Let each cell choose its candidates, and tell it what they are worth."""
-        size = max(1, self.problem.perturbations_per_eval // count)
-        for start in range(0, len(self.cells), size):
-            cells = range(start, min(start + size, len(self.cells)))
-            chosen = [self.cells[index].propose(count) for index in cells]
-            masks = [
-                self._masks(candidates, self.cells[index].area)
-                for index, candidates in zip(cells, chosen, strict=True)
-                if candidates
-            ]
-            if not masks:
-                continue
-            rows = torch.tensor(list(cells)).repeat_interleave(
-                torch.tensor([len(candidates) for candidates in chosen])
-            )
-            joined = tuple(torch.cat(parts) for parts in zip(*masks, strict=True))
-            rewards = self.problem.rewards(joined, rows.to(self.problem.device))
-            values = iter(self._finite(rewards, rows))
-            for index, candidates in zip(cells, chosen, strict=True):
-                self.cells[index].learn({c: next(values) for c in candidates})
+        jobs = [
+            (index, candidate)
+            for index, cell in enumerate(self.cells)
+            for candidate in cell.propose(count)
+        ]
+        found: list[dict[Candidate, float]] = [{} for _ in self.cells]
+        for piece in _pieces(jobs, self.problem.perturbations_per_eval):
+            for (index, candidate), reward in zip(
+                piece, self._rewards(piece), strict=True
+            ):
+                found[index][candidate] = reward
+        for cell, rewards in zip(self.cells, found, strict=True):
+            cell.learn(rewards)
+
+    def _rewards(self, jobs: Sequence[tuple[int, Candidate]]) -> list[float]:
+        """What candidates, each of a cell, are worth: one forward."""
+        parts = [
+            self._masks([candidate for _, candidate in group], self.cells[index].area)
+            for index, group in itertools.groupby(jobs, key=lambda job: job[0])
+        ]
+        masks = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        cells = torch.tensor([index for index, _ in jobs], device=self.problem.device)
+        return self._finite(self.problem.rewards(masks, cells), cells)
 
     def _finite(self, rewards: Tensor, cells: Tensor) -> list[float]:
         """Rewards as numbers, once sure that they are some."""
@@ -225,10 +234,17 @@ class _Search:
 
     def _masks_of_the_best(self) -> Masks:
         found = [self._masks([cell.best], cell.area) for cell in self.cells]
-        areas = self.problem.cell_areas
         return tuple(
-            match_area(torch.cat(masks), areas) for masks in zip(*found, strict=True)
+            match_area(torch.cat(masks), self.problem.areas)
+            for masks in zip(*found, strict=True)
         )
+
+
+_T = TypeVar("_T")
+
+
+def _pieces(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def explain(
     """
     settings = _Settings.of(**options)
     figure = _figure_path(output, image)
+    _check_distinct({"IMAGE": image, "--output": figure, "--save": save})
     picture = _open_picture(image)
     loaded = load_model(model, weights)
     if size is not None:
@@ -234,6 +235,19 @@ def explain(
     if save is not None:
         found.result.save(save)
     _report(found, [figure], also=[save] if save is not None else [])
+
+
+def _check_distinct(paths: dict[str, Path | None]) -> None:
+    """No file may be read and written, or written twice."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise click.UsageError(
+                f"{name} must not be the same file as {other}: {path}"
+            )
 
 
 # --- the search ---
@@ -438,8 +452,6 @@ def _figure_path(output: Path | None, image: Path) -> Path:
             f"output must be a folder or end in "
             f"{' '.join(_FIGURE_SUFFIXES)}, got {path}"
         )
-    if path.exists() and path.samefile(image):
-        raise click.UsageError(f"output must not be the picture itself, got {path}")
     return path
 
 

@@ -264,7 +264,8 @@ def _show(axes: Axes, image: Tensor, caption: str, color: str) -> None:
 
 
 def _outline(axes: Axes, mask: Tensor) -> None:
-    if mask.amin() < 0.5 <= mask.amax():  # else there is no line, only a warning
+    drawable = min(mask.shape[-2:]) > 1 and mask.amin() < 0.5 <= mask.amax()
+    if drawable:  # else there is no line, only a warning
         axes.contour(mask[0].numpy(), levels=[0.5], colors="white", linewidths=1.2)
 
 

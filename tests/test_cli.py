@@ -413,8 +413,15 @@ def test_a_picture_that_is_not_there(run):
 def test_the_picture_itself_is_not_overwritten(run, folder):
     before = (folder / "photo.png").read_bytes()
     line = error_line(run(f"--output={folder / 'photo.png'}"))
-    assert line.startswith("output must not be the picture itself")
+    assert line.startswith("--output must not be the same file as IMAGE")
     assert (folder / "photo.png").read_bytes() == before
+
+
+def test_masks_and_figure_are_two_files(run, folder, tmp_path):
+    line = error_line(run("--output=one.png", f"--save={tmp_path / 'one.png'}"))
+    assert line.startswith("--save must not be the same file as --output")
+    line = error_line(run(f"--save={folder / 'photo.png'}"))
+    assert line.startswith("--save must not be the same file as IMAGE")
 
 
 def test_weights_are_needed(folder):

@@ -16,8 +16,9 @@ CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
 
-# One thread: tests are small, and a shared machine makes two threads slower than one.
-test test-captum08: export OMP_NUM_THREADS := 1
+# One thread: the demo and the tests are small, and on a busy machine two threads can be
+# many times slower than one.
+demo test test-captum08: export OMP_NUM_THREADS := 1
 
 test: lint
 	$(BIN)/python -m pytest

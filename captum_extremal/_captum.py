@@ -96,8 +96,23 @@ def take_rows(value: Any, rows: Tensor, num_examples: int) -> Any:  # noqa: ANN4
 
 
 def select_targets(outputs: Tensor, target: Target) -> Tensor:
-    """Captum's selection: the entry of ``outputs`` that ``target`` names, (K,)."""
-    return _select_targets(outputs, target)
+    """Captum's selection: the entry of ``outputs`` that ``target`` names, (K,).
+
+    Captum's errors keep their type; where it leaves them to PyTorch, the message names
+    the argument.
+    """
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"forward_func must return a tensor, got {type(outputs).__name__}; wrap "
+            "the model, or pass a reward that takes what it returns"
+        )
+    try:
+        return _select_targets(outputs, target)
+    except (IndexError, RuntimeError) as error:
+        raise type(error)(
+            f"target must name one output of each example in {tuple(outputs.shape)}, "
+            f"got {target}: {error}"
+        ) from error
 
 
 def run_forward(

@@ -37,15 +37,19 @@ def check_areas(areas: float | Iterable[float] | Tensor) -> tuple[float, ...]:
     """
     if isinstance(areas, Tensor):
         areas = areas.flatten().tolist()
-    if isinstance(areas, str) or not isinstance(areas, Iterable):
-        areas = [areas]
-    checked = tuple(_area(area) for area in areas)
+    several: Iterable[object] = [areas]
+    is_scalar = isinstance(areas, str) or getattr(areas, "ndim", None) == 0
+    if isinstance(areas, Iterable) and not is_scalar:
+        several = areas
+    checked = tuple(_area(area) for area in several)
     if not checked:
         raise ValueError("areas must hold at least one area, got none")
     return checked
 
 
 def _area(area: object) -> float:
+    if getattr(area, "ndim", None) == 0 and hasattr(area, "item"):
+        area = area.item()  # a number of NumPy or PyTorch
     value = _number("area", area)
     if not 0 < value <= 1:
         raise ValueError(f"area must lie in (0, 1], got {area}")

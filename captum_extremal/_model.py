@@ -8,20 +8,28 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
 
 
 def training_layers(forward_func: Callable[..., Any]) -> list[str]:
     """Names of the layers in training mode that behave otherwise in evaluation mode."""
-    if not isinstance(forward_func, nn.Module):
+    model = _module_of(forward_func)
+    if model is None:
         return []
     return [
         name or type(module).__name__
-        for name, module in forward_func.named_modules()
-        if module.training and _changes_in_training(module)
+        for name, module in model.named_modules()
+        # A frozen scripted module has no mode.
+        if getattr(module, "training", False) and _changes_in_training(module)
     ]
+
+
+def _module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
+    """The model itself, or the one whose method it is."""
+    owner = getattr(forward_func, "__self__", forward_func)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def _changes_in_training(module: nn.Module) -> bool:
@@ -34,24 +42,24 @@ def _changes_in_training(module: nn.Module) -> bool:
 
 def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
     """Whether a parameter or buffer can never take part in a gradient."""
-    if not isinstance(forward_func, nn.Module):
+    model = _module_of(forward_func)
+    if model is None:
         return False
-    state = itertools.chain(forward_func.parameters(), forward_func.buffers())
+    state = itertools.chain(model.parameters(), model.buffers())
     return any(tensor.is_inference() for tensor in state)
 
 
 @contextmanager
 def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """Put back what forwards may change: global RNGs and a training model's buffers.
+    """Put back what forwards may change: the global RNGs and the model's buffers.
 
     A model in training mode counts every forward into its running statistics, and
-    its dropout draws from the global generators.
+    its dropout draws from the global generators. Of a function that merely calls a
+    model nothing is known, and nothing of that model is put back.
     """
-    buffers: list[tuple[Tensor, Tensor]] = []
-    if isinstance(forward_func, nn.Module) and any(
-        module.training for module in forward_func.modules()
-    ):
-        buffers = [(buffer, buffer.clone()) for buffer in forward_func.buffers()]
+    model = _module_of(forward_func)
+    held = [] if model is None else list(model.buffers())
+    buffers = [(buffer, buffer.clone()) for buffer in held]
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -78,7 +79,14 @@ def _parse_areas(
     del context, option
     parts = [part for value in values for part in value.split(",")]
     try:
-        return tuple(sorted(set(_checks.check_areas(map(float, parts)))))
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise click.UsageError(
+            f"--areas: must be numbers in (0, 1] with commas between, got "
+            f"{','.join(values)!r}"
+        ) from None
+    try:
+        return tuple(sorted(set(_checks.check_areas(numbers))))
     except ValueError as error:
         raise click.UsageError(f"--areas: {error}") from None
 
@@ -228,13 +236,26 @@ def explain(
     loaded = load_model(model, weights)
     if size is not None:
         loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
-    for path in filter(None, (figure, save)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _prepare_folder("--output", figure)
+    if save is not None:
+        _prepare_folder("--save", save)
     views = [_View(image.stem, *loaded.preprocess(picture))]
     found = _search(loaded, views, target, settings)
     if save is not None:
         found.result.save(save)
     _report(found, [figure], also=[save] if save is not None else [])
+
+
+def _prepare_folder(option: str, path: Path) -> None:
+    """Make the folder of a file and see that it can be written to, before the work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise click.UsageError(
+            f"{option} must lie in a writable folder, got {path}: {error.strerror}"
+        ) from None
 
 
 def _check_distinct(paths: dict[str, Path | None]) -> None:
@@ -419,6 +440,25 @@ def _demo_picture(name: str) -> Image:
     return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
+# What Pillow converts to RGB by the right scale.
+_MODES = [
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "I;16",
+]
+
+
 def _open_picture(path: Path) -> Image:
     """Read a picture of any kind as RGB, the right way up, transparency on white."""
     from PIL import Image, ImageOps
@@ -429,6 +469,10 @@ def _open_picture(path: Path) -> Image:
             picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise click.UsageError(f"IMAGE must be a picture, got {path}") from None
+    if picture.mode not in _MODES:
+        raise click.UsageError(
+            f"IMAGE must have 8 or 16 bits a channel, got mode {picture.mode}: {path}"
+        )
     if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
         return picture.point(lambda value: value / 256).convert("L").convert("RGB")
     if picture.has_transparency_data:

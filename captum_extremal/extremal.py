@@ -7,6 +7,7 @@ of the shape of the inputs (`attribute`).
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -207,10 +208,12 @@ class ExtremalPerturbation(PerturbationAttribution):
         _checks.check_inputs(tensors)
         areas = _checks.check_areas(areas)
         _checks.check_choice("game", game, tuple(GAMES))
-        _checks.check_count("perturbations_per_eval", perturbations_per_eval)
-        _checks.check_count("seed", seed, minimum=0)
+        perturbations_per_eval = _checks.check_count(
+            "perturbations_per_eval", perturbations_per_eval
+        )
+        seed = _checks.check_count("seed", seed, minimum=0)
         check_target(target, len(tensors[0]))
-        self._check_model(stacklevel=3)
+        self._check_model()
         device = tensors[0].device
         with as_found(self.forward_func, device), torch.inference_mode(False):
             with torch.no_grad():
@@ -263,7 +266,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             )
         return levels
 
-    def _check_model(self, stacklevel: int) -> None:
+    def _check_model(self) -> None:
         if made_in_inference_mode(self.forward_func):
             raise RuntimeError(
                 "forward_func was made inside torch.inference_mode(), so no gradient "
@@ -276,7 +279,7 @@ class ExtremalPerturbation(PerturbationAttribution):
                 f"forward_func is in training mode (layers {', '.join(layers[:3])}"
                 f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
                 "batch or on chance. Call forward_func.eval() for meaningful masks",
-                stacklevel=stacklevel,
+                stacklevel=_caller_level(),
             )
 
     def _score(
@@ -321,6 +324,15 @@ class ExtremalPerturbation(PerturbationAttribution):
         }
 
 
+def _caller_level() -> int:
+    """The ``stacklevel``, seen from the caller, of the first frame outside Captum."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001
+    inside = ("captum", "captum_extremal")
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _perturbation(choice: str | Perturbation) -> Perturbation:
     if isinstance(choice, str):
         _checks.check_choice("perturbation", choice, tuple(PERTURBATIONS))
@@ -344,7 +356,12 @@ def _score_of(problem: Problem, mask_value: float, name: str) -> Tensor:
     """Scores of the inputs under a constant mask, (N,); these must be finite."""
     images = torch.arange(problem.num_images, device=problem.device)
     masks = tuple(
-        torch.full((problem.num_images, 1, *size), mask_value, device=problem.device)
+        torch.full(
+            (problem.num_images, 1, *size),
+            mask_value,
+            dtype=torch.float32,
+            device=problem.device,
+        )
         for size in problem.sizes
     )
     scores = problem.scores(masks, images)

@@ -200,6 +200,7 @@ def _is_state_dict(content: object) -> bool:
     return (
         isinstance(content, Mapping)
         and len(content) > 0
+        and all(isinstance(name, str) for name in content)
         and all(isinstance(value, Tensor) for value in content.values())
     )
 

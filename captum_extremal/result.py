@@ -108,7 +108,7 @@ class ExtremalResult:
             path: Where to; an existing file is replaced.
 
         Raises:
-            FileNotFoundError: If the folder does not exist.
+            OSError: If the folder does not exist or cannot be written to.
             TypeError: If JSON cannot hold the settings.
         """
         tensors = {name: getattr(self, name) for name in _SCORES}
@@ -131,6 +131,8 @@ class ExtremalResult:
         try:
             save_file(copies, partial, metadata=metadata)
             partial.replace(target)
+        except SafetensorError as error:
+            raise OSError(f"path must be writable, got {path}: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 

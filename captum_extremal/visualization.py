@@ -221,7 +221,9 @@ def _new_figure(image: Tensor, num_areas: int, title: str | None) -> Figure:
     figure = Figure(figsize=size, dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
     if title:
-        figure.suptitle(title, fontsize=_LARGE, color=_INK, fontweight="bold")
+        figure.suptitle(
+            title, fontsize=_LARGE, color=_INK, fontweight="bold", parse_math=False
+        )
     return figure
 
 

@@ -26,6 +26,7 @@ from captum.attr import (
 from captum.metrics import infidelity, sensitivity_max
 from torch import nn
 
+from captum_extremal.area import AreaWeight
 from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
 from captum_extremal.rewards import contrastive_reward
@@ -41,7 +42,7 @@ from tiny_models import (
     varied,
 )
 
-STEPS = GradientSolver(iterations=8, mirror=False)
+STEPS = GradientSolver(area_weight=AreaWeight(growth=1.1), iterations=8, mirror=False)
 AREAS = (0.1, 0.2)
 
 

@@ -208,9 +208,9 @@ def test_size(result_of):
 
 
 def test_evaluations(result_of):
-    assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 2)
+    assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 3)
     longer = result_of("--areas=0.1", "--evaluations=90")
-    assert longer.history["reward"].shape == (1, 1, 4)
+    assert longer.history["reward"].shape == (1, 1, 5)
 
 
 def test_target_by_index_is_another_score(run, result_of):
@@ -345,8 +345,8 @@ ERRORS = {
     "--areas=1.5": "--areas: area must lie in (0, 1], got 1.5",
     "--areas=0": "--areas: area must lie in (0, 1], got 0.0",
     "--areas=nan": "--areas: area must lie in (0, 1], got nan",
-    "--areas=a": "--areas: could not convert string to float: 'a'",
-    "--areas=": "--areas: could not convert string to float: ''",
+    "--areas=a": "--areas: must be numbers in (0, 1] with commas between, got 'a'",
+    "--areas=": "--areas: must be numbers in (0, 1] with commas between, got ''",
     "--target=3": "target must lie in 0..2, got 3",
     "--target=-1": "target must lie in 0..2, got -1",
     "--target=cat": "target must be an index in 0..2, as the names of this model's cl",
@@ -422,6 +422,24 @@ def test_masks_and_figure_are_two_files(run, folder, tmp_path):
     assert line.startswith("--save must not be the same file as --output")
     line = error_line(run(f"--save={folder / 'photo.png'}"))
     assert line.startswith("--save must not be the same file as IMAGE")
+
+
+def test_a_float_picture_is_refused_rather_than_shown_black(run, folder):
+    Image.fromarray(np.ones((9, 9), dtype=np.float32) / 2).save(folder / "float.tiff")
+    line = error_line(run(image="float.tiff"))
+    assert line.startswith("IMAGE must have 8 or 16 bits a channel, got mode F")
+
+
+def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
+    monkeypatch.setattr("captum_extremal.cli._search", None)
+    inside = folder / "photo.png" / "deep"
+    assert error_line(run(f"--output={inside}")).startswith("--output must lie in a wr")
+    assert error_line(run(f"--save={inside}")).startswith("--save must lie in a writab")
+
+
+def test_a_name_that_looks_like_tex(run, folder, tmp_path):
+    (folder / r"$\frac$.png").write_bytes((folder / "photo.png").read_bytes())
+    assert run("--areas=0.1", image=r"$\frac$.png").exit_code == 0
 
 
 def test_weights_are_needed(folder):

@@ -7,10 +7,12 @@ import re
 import warnings
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from captum_extremal.area import AreaWeight
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
 from captum_extremal.result import ExtremalResult
@@ -27,7 +29,7 @@ from tiny_models import (
     varied,
 )
 
-STEPS = GradientSolver(iterations=8, mirror=False)
+STEPS = GradientSolver(area_weight=AreaWeight(growth=1.1), iterations=8, mirror=False)
 
 
 def method_of(model, **options):
@@ -572,8 +574,31 @@ def test_an_output_of_the_wrong_shape(model, shape):
 
 @pytest.mark.parametrize("output", [3.0, None, [1.0, 2.0], "dog"], ids=repr)
 def test_an_output_that_is_no_tensor(output):
-    text = "must give one score per example"
-    fails((ValueError, TypeError), text, lambda x: output, constant(), None)
+    text = "^forward_func must return a tensor, got "
+    fails(TypeError, text, lambda x: output, constant(), None)
+
+
+def test_a_target_that_is_not_there_names_the_argument():
+    text = r"^target must name one output of each example in \(\d, 4\), got 9"
+    fails(IndexError, text, Blocks(), constant(), 9)
+
+
+def test_a_warning_points_at_the_callers_line():
+    for door in ("attribute", "optimize"):
+        method = method_of(nn.Sequential(nn.Dropout2d(), Blocks()).train())
+        with pytest.warns(UserWarning, match="training mode") as caught:
+            getattr(method, door)(constant(), 0)
+        assert caught[0].filename == __file__, door
+
+
+def test_numbers_of_numpy_will_do():
+    inputs = constant((1, 1, 12, 12))
+    areas = [np.float32(0.25), torch.tensor(0.5)]
+    result = method_of(Blocks()).optimize(inputs, 0, areas, seed=np.int64(3))
+    assert result.areas == (0.25, 0.5)
+    assert result.settings["seed"] == 3
+    assert type(result.settings["seed"]) is int
+    assert method_of(Blocks()).optimize(inputs, 0, np.array(0.25)).areas == (0.25,)
 
 
 def test_one_number_for_a_whole_batch_is_caught_also_for_one_example():

@@ -59,11 +59,26 @@ def test_every_kind_of_batch_norm_and_dropout_is_known(layer):
 
 @pytest.mark.parametrize(
     "model",
-    [Blocks().train(), nn.LayerNorm(3), lambda x: x, ConvNet().train().forward],
-    ids=["no such layers", "LayerNorm", "function", "method"],
+    [Blocks().train(), nn.LayerNorm(3), lambda x: x],
+    ids=["no such layers", "LayerNorm", "function"],
 )
 def test_others_have_none(model):
     assert training_layers(model) == []
+
+
+def test_a_method_of_a_model_is_the_model():
+    model = ConvNet().train()
+    assert training_layers(model.forward) == ["norm", "drop"]
+    with as_found(model.forward, CPU):
+        model.norm.running_mean.fill_(7)
+    assert (model.norm.running_mean == 0).all()
+
+
+def test_a_frozen_scripted_model_has_no_mode():
+    model = torch.jit.freeze(torch.jit.script(ConvNet().eval()))
+    assert training_layers(model) == []
+    with as_found(model, CPU):
+        model(torch.zeros(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -166,12 +181,12 @@ def test_buffers_that_need_gradients_are_put_back():
     assert traces(model) == before
 
 
-def test_a_model_in_evaluation_is_not_copied():
-    # Copying the buffers of every model at every call would be waste.
+def test_a_model_in_evaluation_that_counts_is_put_back_as_well():
     model = ConvNet().eval()
+    before = traces(model)
     with as_found(model, CPU):
         model.norm.running_mean.fill_(7)
-    assert (model.norm.running_mean == 7).all()
+    assert traces(model) == before
 
 
 def test_what_it_yields_to_may_be_a_function():

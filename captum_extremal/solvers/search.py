@@ -54,7 +54,7 @@ class SearchSolver:
             which others are asked for with it.
         batch: Candidates of one cell that are scored in one round.
         edge: Half the width of a mask's edge, as a fraction of the geometric mean of
-            the input's sizes.
+            the input's sizes: 4 pixels at 224. Below half a pixel the edge is hard.
         proposals: Random changes among which the process chooses a round's batch.
         elites: Best sets that are changed.
         exploration: Standard deviations that are added to the expected score.
@@ -229,8 +229,9 @@ class _Search:
         return tuple(masks)
 
     def _edge(self, lattice: DiskLattice) -> float:
-        side = float(lattice.pixels ** (1 / lattice.dims))
-        return self.settings.edge * side
+        """Half the width in pixels; 0 where it would be less than half a pixel."""
+        edge = self.settings.edge * float(lattice.pixels ** (1 / lattice.dims))
+        return edge if edge >= 0.5 else 0.0
 
     def _masks_of_the_best(self) -> Masks:
         found = [self._masks([cell.best], cell.area) for cell in self.cells]

@@ -50,9 +50,12 @@ class GradientSolver:
         temperature: Of the smooth maximum (1 / T = 20 in the paper).
         profile: Radial profile of the kernel, by name or as a function.
         area_scope: Measure the area loss on the visible ``"image"``, or on the
-            ``"canvas"`` that reaches one ``mask_sigma`` beyond it.
+            ``"canvas"`` that reaches one ``mask_sigma`` beyond it. Where the model
+            has no say, the first pulls masks to the border, whose parameters cover
+            fewer visible pixels, the second to the centre.
         mirror: Show the model the mirrored image on every even iteration, counted
-            from 0; for inputs with two spatial dimensions only.
+            from 0; for inputs with two spatial dimensions only. It steadies the
+            masks of photographs; of a model that tells left from right it shows both.
         jitter: Shift the perturbed input by up to this many pixels along each axis,
             at random at every iteration, wrapping around; the same for all cells.
         tolerance: See above; 0 never finishes early.

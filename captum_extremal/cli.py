@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -535,8 +534,8 @@ def _input_row(found: _Found, index: int) -> tuple[str, ...]:
     result = found.result
     a_star = result.smallest_sufficient_area()[index]
     return (
-        textwrap.shorten(found.views[index].name, 14, placeholder=".."),
-        textwrap.shorten(found.targets[index], 20, placeholder=".."),
+        _shortened(found.views[index].name, 14),
+        _shortened(found.targets[index], 20),
         "input",
         "",
         f"{result.input_score[index]:.2f}",
@@ -544,6 +543,11 @@ def _input_row(found: _Found, index: int) -> tuple[str, ...]:
         f"{found.input_probability[index]:.3f}",
         "" if a_star.isfinite() else "no area reaches this score",
     )
+
+
+def _shortened(text: str, width: int) -> str:
+    """The beginning of a text that is too wide for its column."""
+    return text if len(text) <= width else f"{text[: width - 2]}.."
 
 
 def _mask_rows(found: _Found, index: int) -> Iterator[tuple[str, ...]]:

@@ -442,6 +442,12 @@ def test_a_name_that_looks_like_tex(run, folder, tmp_path):
     assert run("--areas=0.1", image=r"$\frac$.png").exit_code == 0
 
 
+def test_a_long_name_keeps_its_beginning(run, folder):
+    name = "n01614925_bald_eagle.png"
+    (folder / name).write_bytes((folder / "photo.png").read_bytes())
+    assert re.search(r"^n01614925_ba\.\. ", run(image=name).stdout, flags=re.MULTILINE)
+
+
 def test_weights_are_needed(folder):
     args = ["explain", str(folder / "photo.png"), "--model=torchvision:squeezenet1_1"]
     line = error_line(CliRunner().invoke(main, args))

@@ -70,7 +70,6 @@ class Counter(nn.Module):
         super().__init__()
         self.model = model
         self.forwards = self.backwards = 0
-        self.seconds = 0.0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The model's output."""

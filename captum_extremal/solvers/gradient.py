@@ -258,11 +258,10 @@ class _Descent:
         if len(bad):
             step, column = bad[0].tolist()
             cell = int(self.active[column])
-            image, area = divmod(cell, len(self.problem.areas))
             raise RuntimeError(
                 "forward_func and reward must give finite scores, got "
-                f"{float(rewards[step, column])} at iteration {first + step} for image "
-                f"{image} and area {self.problem.areas[area]}"
+                f"{float(rewards[step, column])} at iteration {first + step} for "
+                f"{self.problem.name_of(cell)}"
             )
         if not all(params.isfinite().all() for params in self.params):
             raise RuntimeError(

@@ -76,6 +76,11 @@ class Problem:
         """The image of each cell, (M,)."""
         return torch.div(cells, len(self.areas), rounding_mode="floor")
 
+    def name_of(self, cell: int) -> str:
+        """A cell in words, for error messages."""
+        image, area = divmod(cell, len(self.areas))
+        return f"image {image} and area {self.areas[area]}"
+
     def scores(self, masks: Masks, images: Tensor) -> Tensor:
         """The model's score of ``masks * images``, whatever the game: (M,), no grad."""
         with torch.no_grad():

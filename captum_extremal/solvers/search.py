@@ -211,11 +211,9 @@ class _Search:
         bad = torch.nonzero(~rewards.isfinite())
         if len(bad):
             index = int(bad[0])
-            image, area = divmod(int(cells[index]), len(self.problem.areas))
             raise RuntimeError(
                 "forward_func and reward must give finite scores, got "
-                f"{float(rewards[index])} for image {image} and area "
-                f"{self.problem.areas[area]}"
+                f"{float(rewards[index])} for {self.problem.name_of(int(cells[index]))}"
             )
         values: list[float] = rewards.tolist()
         return values

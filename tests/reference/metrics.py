@@ -1,0 +1,54 @@
+"""The metrics of an example, pixel by pixel: Sec. 4.2 and the papers it builds on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from reference.blur import gaussian_blur
+
+
+def pointing_game(
+    attribution: np.ndarray, object_mask: np.ndarray, tolerance: float
+) -> float:
+    """Zhang et al. (2016): (C, *S) and (*S) -> 1.0, 0.0 or NaN."""
+    if not object_mask.any():
+        return math.nan
+    total = attribution.astype(np.float64).sum(axis=0)
+    pixels = list(itertools.product(*map(range, total.shape)))
+    best = pixels[0]
+    for pixel in pixels:
+        if total[pixel] > total[best]:  # the first of equals stays
+            best = pixel
+    if all(total[pixel] == total[best] for pixel in pixels):
+        return 0.0
+    for pixel in pixels:
+        close = pixel == best or math.dist(pixel, best) < tolerance
+        if object_mask[pixel] and close:
+            return 1.0
+    return 0.0
+
+
+def masks_to_saliency(masks: np.ndarray, smooth: float) -> np.ndarray:
+    """Sec. 4.2: (N, A, 1, *S) -> (N, 1, *S)."""
+    total = masks.astype(np.float64).sum(axis=1)
+    return gaussian_blur(total, smooth * min(masks.shape[3:]))
+
+
+def box_to_mask(
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    one_based_inclusive: bool,
+) -> np.ndarray:
+    """(xmin, ymin, xmax, ymax) -> (H, W)."""
+    xmin, ymin, xmax, ymax = box
+    mask = np.zeros(size, dtype=bool)
+    for row, column in itertools.product(*map(range, size)):
+        if one_based_inclusive:
+            inside = ymin <= row + 1 <= ymax and xmin <= column + 1 <= xmax
+        else:
+            inside = ymin <= row + 0.5 < ymax and xmin <= column + 0.5 < xmax
+        mask[row, column] = inside
+    return mask

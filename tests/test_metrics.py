@@ -1,0 +1,471 @@
+"""Metrics against their slow versions, their rules, and the traps of their field."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import captum_extremal.metrics as package
+from captum_extremal import ExtremalResult
+from captum_extremal.metrics import (
+    boxes_to_masks,
+    masks_to_saliency,
+    pointing_game,
+)
+from reference import metrics as reference
+from test_architecture import public_violations
+
+SIZES = [(9,), (6, 11), (3, 4, 5)]
+NAN = math.nan
+
+
+def _spot(size, *spots, value=1.0):
+    """One example with one channel, zero but for a few pixels."""
+    attribution = torch.zeros(1, 1, *size)
+    for spot in spots:
+        attribution[(0, 0, *spot)] = value
+    return attribution
+
+
+def _object(size, *pixels):
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    for pixel in pixels:
+        mask[(0, *pixel)] = True
+    return mask
+
+
+def test_public_names_are_documented():
+    assert public_violations(package) == []
+
+
+# --- pointing game: the formula ---
+
+
+@pytest.mark.parametrize("size", SIZES, ids=len)
+@pytest.mark.parametrize("tolerance", [0, 0.5, 1, 1.5, 2, 2.3, 3])
+def test_pointing_game_against_the_formula(size, tolerance, device, dtype):
+    # Small whole numbers, so that ties are frequent and sums exact.
+    attributions = torch.randint(-3, 4, (40, 2, *size)).to(device, dtype)
+    object_masks = (torch.rand(40, *size) < 0.05).to(device)
+    hits = pointing_game(attributions, object_masks, tolerance)
+    pairs = zip(attributions.cpu().numpy(), object_masks.cpu().numpy(), strict=True)
+    expected = [reference.pointing_game(*pair, tolerance) for pair in pairs]
+    assert len({str(hit) for hit in expected}) > 1  # hits and misses, or undefined
+    assert hits.device.type == device.type
+    assert_close(hits.cpu(), torch.tensor(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "tolerance", "hit"),
+    [
+        ((10, 10), 0, 1.0),
+        ((10, 11), 0, 0.0),
+        ((10, 11), 1, 0.0),  # strictly closer than the tolerance
+        ((10, 11), 1.01, 1.0),
+        ((11, 11), 1.4, 0.0),  # Euclidean: sqrt(2)
+        ((11, 11), 1.42, 1.0),
+        ((13, 14), 5, 0.0),  # 3-4-5
+        ((13, 14), 5.01, 1.0),
+        ((10, 24), 15, 1.0),
+        ((10, 25), 15, 0.0),
+        ((0, 0), 14.142, 0.0),  # sqrt(200) = 14.1421356...
+        ((0, 0), 14.143, 1.0),
+    ],
+)
+def test_the_tolerance_is_a_strict_euclidean_radius(pixel, tolerance, hit):
+    attribution = _spot((20, 40), (10, 10))
+    assert pointing_game(attribution, _object((20, 40), pixel), tolerance) == hit
+
+
+def test_the_default_tolerance_is_15():
+    attribution = _spot((1, 40), (0, 0))
+    far, near = _object((1, 40), (0, 15)), _object((1, 40), (0, 14))
+    assert pointing_game(attribution, far) == 0
+    assert pointing_game(attribution, near) == 1
+
+
+def test_any_instance_of_the_class_counts():
+    objects = _object((30, 30), (0, 0), (29, 29))
+    for at in [(1, 1), (28, 28)]:
+        assert pointing_game(_spot((30, 30), at), objects, 3) == 1
+    assert pointing_game(_spot((30, 30), (15, 15)), objects, 3) == 0
+
+
+# --- pointing game: rules ---
+
+
+def test_of_several_maxima_the_first_in_row_major_order_counts():
+    # (0, 5) comes before (3, 0) by rows, behind it by columns.
+    attribution = _spot((4, 6), (0, 5), (3, 0))
+    first, second = _object((4, 6), (0, 5)), _object((4, 6), (3, 0))
+    for memory in (attribution, attribution.mT.contiguous().mT):  # by columns as well
+        assert pointing_game(memory, first, 0) == 1
+        assert pointing_game(memory, second, 0) == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, math.inf, NAN])
+def test_a_map_that_points_nowhere_is_a_miss(value):
+    attribution = torch.full((1, 3, 4, 5), value)
+    everywhere = torch.ones(1, 4, 5, dtype=torch.bool)
+    assert pointing_game(attribution, everywhere) == 0
+
+
+def test_one_nan_in_a_map_is_a_miss():
+    attribution = _spot((4, 5), (1, 1))
+    attribution[0, 0, 3, 3] = NAN
+    assert pointing_game(attribution, torch.ones(1, 4, 5, dtype=torch.bool)) == 0
+
+
+def test_an_infinite_maximum_is_a_maximum():
+    attribution = _spot((4, 5), (1, 3), value=math.inf)
+    assert pointing_game(attribution, _object((4, 5), (1, 3)), 0) == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, NAN])
+def test_an_empty_ground_truth_is_undefined_and_no_hit(value):
+    attribution = _spot((4, 5), (1, 1), value=value)
+    hit = pointing_game(attribution, _object((4, 5)))
+    assert hit.dtype == torch.float32
+    assert hit.isnan().tolist() == [True]
+
+
+def test_channels_are_summed():
+    attributions = torch.zeros(1, 2, 1, 4)
+    attributions[0, :, 0, 0] = torch.tensor([5.0, -5.0])  # highest channel, sum 0
+    attributions[0, :, 0, 3] = torch.tensor([2.0, 2.0])  # highest sum
+    assert pointing_game(attributions, _object((1, 4), (0, 3)), 0) == 1
+    one_channel = attributions.amax(dim=1, keepdim=True)
+    assert pointing_game(one_channel, _object((1, 4), (0, 3)), 0) == 0
+
+
+def test_short_types_are_summed_in_float32():
+    attributions = torch.zeros(1, 3, 1, 2, dtype=torch.float16)
+    attributions[0, :, 0, 0] = 40000.0  # 120000 is beyond float16
+    attributions[0, :, 0, 1] = torch.tensor([65000.0, 65000.0, 0.0])
+    assert pointing_game(attributions, _object((1, 2), (0, 1)), 0) == 1
+
+
+def test_masks_with_and_without_a_channel_agree():
+    attributions, masks = torch.rand(6, 3, 5, 7), torch.rand(6, 5, 7) < 0.1
+    plain = pointing_game(attributions, masks, 2)
+    assert_close(pointing_game(attributions, masks[:, None], 2), plain, equal_nan=True)
+
+
+def test_a_batch_gives_what_its_examples_give():
+    attributions, masks = torch.rand(8, 3, 5, 7), torch.rand(8, 5, 7) < 0.05
+    pairs = zip(attributions.split(1), masks.split(1), strict=True)
+    alone = torch.cat([pointing_game(*pair, 2) for pair in pairs])
+    assert_close(pointing_game(attributions, masks, 2), alone, equal_nan=True)
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    masks = torch.zeros(0, 4, 5, dtype=torch.bool)
+    assert pointing_game(torch.zeros(0, 3, 4, 5), masks).shape == (0,)
+
+
+def test_gradients_and_inputs_stay_out():
+    attributions = torch.rand(2, 1, 4, 5, requires_grad=True)
+    before = attributions.detach().clone()
+    masks = torch.rand(2, 4, 5) < 0.5
+    assert not pointing_game(attributions, masks).requires_grad
+    assert_close(attributions.detach(), before, rtol=0, atol=0)
+
+
+def test_of_a_tuple_the_maximum_over_all_tensors_counts():
+    low = _spot((4, 5), (0, 0)).expand(3, 1, 4, 5)
+    high = torch.zeros(3, 2, 9)
+    high[:, :, 7] = torch.tensor([0.3, 0.5, 0.8])[:, None]  # sums 0.6, 1, 1.6
+    hit_low = _object((4, 5), (0, 0)).expand(3, 4, 5)
+    no_object = torch.zeros(3, 9, dtype=torch.bool)
+    hits = pointing_game((low, high), (hit_low, no_object), 0)
+    assert hits.tolist() == [1.0, 1.0, 0.0]  # of equals the first tensor
+    hits = pointing_game((low, high), (~hit_low, ~no_object), 0)
+    assert hits.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_a_tuple_of_one_is_its_tensor():
+    attributions, masks = torch.rand(8, 3, 5, 7), torch.rand(8, 5, 7) < 0.05
+    assert_close(
+        pointing_game((attributions,), (masks,), 2),
+        pointing_game(attributions, masks, 2),
+        equal_nan=True,
+    )
+
+
+def test_a_tuple_without_any_object_is_undefined():
+    maps = (_spot((4, 5), (0, 0)), _spot((9,), (2,)))
+    assert pointing_game(maps, (_object((4, 5)), _object((9,)))).isnan().all()
+
+
+def test_the_tensors_of_a_tuple_may_differ_by_their_constants():
+    maps = (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 3))
+    masks = (_object((2, 2), (0, 0)), _object((3,), (0,)))
+    assert pointing_game(maps, masks, 0) == 1
+    flat = (torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3))
+    assert pointing_game(flat, masks, 0) == 0
+
+
+# --- pointing game: traps ---
+
+
+def test_rows_and_columns_are_not_swapped():
+    size = (20, 60)
+    attribution = _spot(size, (5, 50))
+    assert pointing_game(attribution, _object(size, (5, 50)), 3) == 1
+    assert pointing_game(attribution, _object(size, (15, 5)), 3) == 0
+    square = _spot((60, 60), (5, 50))
+    assert pointing_game(square, _object((60, 60), (50, 5)), 15) == 0
+
+
+def test_the_tolerance_counts_pixels_of_the_attribution():
+    # 10 pixels beside the object on the small map are 40 on the image.
+    small = _spot((32, 48), (16, 20))
+    objects = _object((32, 48), (16, 30))
+    assert pointing_game(small, objects) == 1
+    large = torch.nn.functional.interpolate(small, scale_factor=4)
+    large_objects = objects.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert pointing_game(large, large_objects) == 0
+
+
+@given(st.data())
+def test_a_translation_changes_nothing(data):
+    size = data.draw(st.sampled_from([(12, 17), (17, 12), (25,)]))
+    inner = [length // 2 for length in size]
+    cells = st.tuples(*[st.integers(0, length - 1) for length in inner])
+    spots = data.draw(st.lists(cells, min_size=1, max_size=3))
+    pixels = data.draw(st.lists(cells, min_size=1, max_size=3))
+    tolerance = data.draw(st.floats(0, 6))
+    attribution, mask = _spot(size, *spots), _object(size, *pixels)
+    shifts = data.draw(
+        st.tuples(*[st.integers(0, a - b) for a, b in zip(size, inner, strict=True)])
+    )
+    axes = list(range(-len(size), 0))
+    moved = pointing_game(
+        attribution.roll(shifts, axes), mask.roll(shifts, axes), tolerance
+    )
+    assert_close(moved, pointing_game(attribution, mask, tolerance))
+
+
+@given(st.integers(0, 10**6), st.floats(0, 12), st.floats(0, 12))
+def test_a_larger_tolerance_never_loses_a_hit(seed, one, other):
+    generator = torch.Generator().manual_seed(seed)
+    attributions = torch.rand(8, 2, 7, 9, generator=generator)
+    masks = torch.rand(8, 7, 9, generator=generator) < 0.04
+    small = pointing_game(attributions, masks, min(one, other))
+    large = pointing_game(attributions, masks, max(one, other))
+    assert not (large < small).any()
+    assert_close(small.isnan(), large.isnan())
+
+
+# --- pointing game: errors ---
+
+
+MAPS, TRUTH = torch.rand(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((MAPS, TRUTH, -1), ValueError, "tolerance must be finite and at least 0, got"),
+        ((MAPS, TRUTH, math.inf), ValueError, "tolerance must be finite"),
+        ((MAPS, TRUTH, "15"), TypeError, "tolerance must be a number, got '15'"),
+        ((MAPS, TRUTH.float()), TypeError, "object_masks must be a bool tensor.*32$"),
+        ((MAPS, TRUTH.byte()), TypeError, "object_masks must be a bool tensor.*int8$"),
+        ((MAPS, None), TypeError, "object_masks must be a bool tensor.*got NoneType"),
+        (
+            (MAPS, TRUTH.mT),
+            ValueError,
+            r"object_masks must be of shape \(2, 4, 5\) or \(2, 1, 4, 5\), as the "
+            r"attributions are, got \(2, 5, 4\)",
+        ),
+        ((MAPS, TRUTH[:1]), ValueError, r"object_masks must .* got \(1, 4, 5\)"),
+        ((MAPS, TRUTH[0]), ValueError, r"object_masks must .* got \(4, 5\)"),
+        (
+            (MAPS, TRUTH[:, None].expand(2, 3, 4, 5)),
+            ValueError,
+            r"object_masks must .* got \(2, 3, 4, 5\)",
+        ),
+        ((MAPS.long(), TRUTH), TypeError, "attributions must be a floating point"),
+        ((MAPS[0, 0], TRUTH), ValueError, r"attributions must be of shape \(N, C, "),
+        (([MAPS], TRUTH), TypeError, "attributions must be a floating point tensor"),
+        (((), ()), ValueError, "attributions must hold at least one tensor, got none"),
+        (
+            ((MAPS, MAPS[:1]), (TRUTH, TRUTH[:1])),
+            ValueError,
+            "attributions must agree in their first dimension N, got 2 and 1",
+        ),
+        (
+            ((MAPS, MAPS), (TRUTH,)),
+            ValueError,
+            "object_masks must be a tuple of 2 tensors, like attributions, got a tuple "
+            "of 1",
+        ),
+        (
+            ((MAPS,), TRUTH),
+            ValueError,
+            "object_masks must be a tuple of 1 tensors, like attributions, got Tensor",
+        ),
+        (
+            (MAPS, (TRUTH,)),
+            ValueError,
+            "object_masks must be a tensor, like attributions, got a tuple of 1",
+        ),
+    ],
+)
+def test_bad_arguments_of_the_pointing_game(arguments, error, text):
+    with pytest.raises(error, match=text):
+        pointing_game(*arguments)
+
+
+# --- masks to saliency ---
+
+
+@pytest.mark.parametrize("size", SIZES, ids=len)
+@pytest.mark.parametrize("smooth", [0.09, 0.3])
+def test_saliency_against_the_formula(size, smooth, device, dtype):
+    masks = torch.rand(2, 3, 1, *size).to(device, dtype)
+    saliency = masks_to_saliency(masks, smooth)
+    expected = reference.masks_to_saliency(masks.cpu().numpy(), smooth)
+    assert (saliency.dtype, saliency.device.type) == (dtype, device.type)
+    assert saliency.shape == (2, 1, *size)
+    # Bounds of round-off on sums of 3 values in [0, 1].
+    atol = {torch.float32: 2e-6, torch.float64: 1e-13}[dtype]
+    assert_close(saliency.cpu().double(), torch.from_numpy(expected), rtol=0, atol=atol)
+
+
+def test_sigma_is_9_percent_of_the_shorter_side():
+    masks = torch.rand(1, 4, 1, 10, 30)
+    assert_close(masks_to_saliency(masks), masks_to_saliency(masks, smooth=0.09))
+    assert_close(masks_to_saliency(masks.mT), masks_to_saliency(masks).mT)
+    one = torch.zeros(1, 1, 1, 1, 100)
+    one[..., 50] = 1.0
+    wide = masks_to_saliency(one.expand(1, 1, 1, 50, 100))[0, 0, 25]
+    sigma = 0.09 * 50
+    assert_close(wide[55] / wide[50], torch.tensor(math.exp(-((5 / sigma) ** 2) / 2)))
+
+
+def test_the_smallest_mask_wins_and_its_middle():
+    # Nested discs are flat at their top; alone, argmax would be the first pixel.
+    rows, columns = torch.meshgrid(torch.arange(40), torch.arange(60), indexing="ij")
+    distance = ((rows - 12) ** 2 + (columns - 41) ** 2).sqrt()
+    masks = torch.stack([(distance <= radius).float() for radius in (4, 7, 10)])
+    saliency = masks_to_saliency(masks[None, :, None])
+    assert divmod(int(saliency.argmax()), 60) == (12, 41)
+    middle = _object((40, 60), (12, 41))
+    assert pointing_game(saliency, middle, 0) == 1
+    assert pointing_game(masks[None].sum(1, keepdim=True), middle, 0) == 0
+
+
+def test_without_smoothing_the_saliency_is_the_sum():
+    masks = torch.rand(2, 3, 1, 4, 5)
+    assert_close(masks_to_saliency(masks, smooth=0), masks.sum(dim=1))
+
+
+def test_the_masks_of_a_result():
+    def result(masks):
+        scores = torch.zeros(2, 3)
+        zeros = torch.zeros(2)
+        return ExtremalResult(masks, (0.1, 0.2, 0.3), scores, scores, zeros, zeros)
+
+    masks = torch.rand(2, 3, 1, 4, 5)
+    other = torch.rand(2, 3, 1, 9)
+    assert masks_to_saliency(result(masks).masks).shape == (2, 1, 4, 5)
+    both = masks_to_saliency(result((masks, other)).masks)
+    assert isinstance(both, tuple)
+    assert_close(both, (masks_to_saliency(masks), masks_to_saliency(other)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((torch.rand(2, 3, 1, 4), -0.1), ValueError, "smooth must be finite and at"),
+        ((torch.rand(2, 3, 1, 4), None), TypeError, "smooth must be a number"),
+        ((torch.rand(2, 1, 4),), ValueError, r"masks must be of shape \(N, A, 1, \*S"),
+        ((torch.rand(2, 3, 4, 5),), ValueError, r"masks must .* got \(2, 3, 4, 5\)"),
+        ((torch.rand(2, 0, 1, 4, 5),), ValueError, "masks must be of shape"),
+        ((torch.ones(2, 3, 1, 4) > 0,), TypeError, "masks must be a floating point"),
+        (([torch.rand(2, 3, 1, 4)],), TypeError, "masks must be a floating point"),
+        (
+            ((torch.rand(2, 3, 1, 4), torch.rand(2, 3)),),
+            ValueError,
+            r"masks must .* got \(2, 3\)",
+        ),
+    ],
+)
+def test_bad_arguments_of_the_saliency(arguments, error, text):
+    with pytest.raises(error, match=text):
+        masks_to_saliency(*arguments)
+
+
+# --- boxes ---
+
+
+def test_boxes_of_voc_count_from_one_and_include_their_end():
+    boxes = torch.tensor([[1, 1, 1, 1], [5, 2, 6, 3], [1, 1, 6, 3]])
+    masks = boxes_to_masks(boxes, (3, 6), one_based_inclusive=True)
+    assert masks[0].nonzero().tolist() == [[0, 0]]
+    assert masks[1].nonzero().tolist() == [[1, 4], [1, 5], [2, 4], [2, 5]]
+    assert masks[2].all()
+
+
+def test_boxes_from_zero_end_before_their_end():
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [4.0, 1.0, 6.0, 3.0]])
+    masks = boxes_to_masks(boxes, (3, 6), one_based_inclusive=False)
+    assert masks[0].nonzero().tolist() == [[0, 0]]
+    assert masks[1].nonzero().tolist() == [[1, 4], [1, 5], [2, 4], [2, 5]]
+
+
+@given(
+    st.tuples(*[st.integers(-2, 24)] * 4),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+)
+def test_boxes_against_the_formula(numbers, divisor, one_based_inclusive):
+    divisor = 1 if one_based_inclusive else divisor
+    x, y = sorted(numbers[:2]), sorted(numbers[2:])
+    box = [value / divisor for value in (x[0], y[0], x[1], y[1])]
+    masks = boxes_to_masks(
+        torch.tensor([box]), (9, 14), one_based_inclusive=one_based_inclusive
+    )
+    expected = reference.box_to_mask(box, (9, 14), one_based_inclusive)
+    np.testing.assert_array_equal(masks[0].numpy(), expected)
+
+
+def test_an_image_without_boxes_has_no_object(device):
+    boxes = torch.zeros(0, 4, device=device)
+    masks = boxes_to_masks(boxes, (3, 6), one_based_inclusive=True)
+    assert (masks.shape, masks.device.type) == ((0, 3, 6), device.type)
+    assert not masks.any(dim=0).any()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size", "error", "text"),
+    [
+        ([[1, 1, 2, 2]], (3, 6), TypeError, "boxes must be a tensor, got list"),
+        (torch.zeros(4), (3, 6), ValueError, r"boxes must be of shape .* got \(4,\)"),
+        (torch.zeros(2, 5), (3, 6), ValueError, r"boxes must .* got \(2, 5\)"),
+        (torch.tensor([[8, 1, 2, 4]]), (3, 6), ValueError, "xmin <= xmax and ymin"),
+        (torch.tensor([[1, 5, 2, 4]]), (3, 6), ValueError, r"got \[1, 5, 2, 4\]"),
+        (torch.tensor([[NAN, 1, 2, 4]]), (3, 6), ValueError, "boxes must be"),
+        (torch.zeros(1, 4), (3, 6, 3), ValueError, r"size must be \(H, W\), got"),
+        (torch.zeros(1, 4), (0, 6), ValueError, "size must be at least 1, got 0"),
+        (torch.zeros(1, 4), (3.0, 6), TypeError, "size must be an int, got 3.0"),
+    ],
+)
+def test_bad_boxes(boxes, size, error, text):
+    with pytest.raises(error, match=text):
+        boxes_to_masks(boxes, size, one_based_inclusive=True)
+
+
+def test_boxes_lead_from_columns_first_to_rows_first():
+    boxes = torch.tensor([[40, 3, 50, 8]])  # far right, at the top
+    truth = boxes_to_masks(boxes, (20, 60), one_based_inclusive=True)
+    assert truth[0].nonzero().amin(0).tolist() == [2, 39]
+    assert truth[0].nonzero().amax(0).tolist() == [7, 49]
+    assert pointing_game(_spot((20, 60), (5, 45)), truth, 0) == 1

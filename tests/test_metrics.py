@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +18,9 @@ from torch.testing import assert_close
 import captum_extremal.metrics as package
 from captum_extremal import ExtremalResult
 from captum_extremal.metrics import (
+    PointingGame,
     boxes_to_masks,
+    energy_pointing_game,
     masks_to_saliency,
     pointing_game,
 )
@@ -321,6 +327,253 @@ MAPS, TRUTH = torch.rand(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool)
 def test_bad_arguments_of_the_pointing_game(arguments, error, text):
     with pytest.raises(error, match=text):
         pointing_game(*arguments)
+
+
+# --- energy ---
+
+
+@pytest.mark.parametrize("size", SIZES, ids=len)
+def test_energy_against_the_formula(size, device, dtype):
+    attributions = torch.randn(12, 2, *size).to(device, dtype)
+    attributions[3] = -1.0
+    object_masks = (torch.rand(12, *size) < 0.3).to(device)
+    object_masks[5] = False
+    shares = energy_pointing_game(attributions, object_masks)
+    pairs = zip(attributions.cpu().numpy(), object_masks.cpu().numpy(), strict=True)
+    expected = [reference.energy_pointing_game(*pair) for pair in pairs]
+    assert (shares.dtype, shares.device.type) == (dtype, device.type)
+    assert shares.isnan().nonzero().flatten().tolist() == [3, 5]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    assert_close(shares.cpu(), expected.to(dtype), equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, math.inf])
+def test_energy_without_a_finite_positive_part_is_undefined(value):
+    attribution = torch.full((1, 1, 2, 3), value)
+    assert energy_pointing_game(attribution, _object((2, 3), (0, 0))).isnan()
+
+
+def test_energy_of_an_empty_ground_truth_is_undefined():
+    assert energy_pointing_game(torch.ones(1, 1, 2, 3), _object((2, 3))).isnan()
+
+
+def test_energy_outside_does_not_spread_a_nan():
+    attributions = torch.ones(2, 1, 2, 3)
+    attributions[0, 0, 1, 1] = NAN
+    masks = _object((2, 3), (0, 0)).expand(2, 2, 3)
+    shares = energy_pointing_game(attributions, masks)
+    assert_close(shares, torch.tensor([NAN, 1 / 6]), equal_nan=True)
+
+
+def test_energy_sums_channels_before_it_cuts_off_negatives():
+    attribution = torch.tensor([[[4.0, 1.0], [-3.0, 1.0]]])
+    share = energy_pointing_game(attribution, _object((2,), (0,)))
+    assert_close(share, torch.tensor([1 / 3]))
+
+
+def test_energy_of_a_tuple_adds_up():
+    maps = (torch.ones(1, 1, 2, 2), torch.ones(1, 3, 2))
+    masks = (_object((2, 2), (0, 0)), _object((2,), (1,)))
+    assert_close(energy_pointing_game(maps, masks), torch.tensor([(1 + 3) / 10]))
+    none = (_object((2, 2)), masks[1])
+    assert_close(energy_pointing_game(maps, none), torch.tensor([3 / 10]))
+
+
+@given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
+def test_energy_is_a_share_that_ignores_scale_and_negatives(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    attributions = torch.randn(4, 1, 5, 6, generator=generator)
+    masks = torch.rand(4, 5, 6, generator=generator) < 0.5
+    shares = energy_pointing_game(attributions, masks)
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert_close(energy_pointing_game(attributions * scale, masks), shares)
+    assert_close(energy_pointing_game(attributions.relu(), masks), shares)
+    assert_close(energy_pointing_game(attributions, ~masks), 1 - shares)
+
+
+def test_bad_arguments_of_the_energy():
+    with pytest.raises(TypeError, match="object_masks must be a bool tensor"):
+        energy_pointing_game(MAPS, TRUTH.float())
+    with pytest.raises(ValueError, match=r"object_masks must .* got \(2, 5, 4\)"):
+        energy_pointing_game(MAPS, TRUTH.mT)
+
+
+# --- accumulated over a data set ---
+
+
+def _examples(num, num_classes=4, device="cpu"):
+    """Attributions, object masks, labels and flags with hits, misses and undefined."""
+    attributions = torch.rand(num, 1, 5, 7)
+    object_masks = torch.rand(num, 5, 7) < 0.06
+    object_masks[::5] = False
+    labels = torch.randint(num_classes - 1, (num,))  # the last class has no example
+    difficult = torch.rand(num) < 0.5
+    examples = (attributions, object_masks, labels, difficult)
+    return tuple(value.to(device) for value in examples)
+
+
+def test_accuracy_against_the_formula(device):
+    attributions, object_masks, labels, difficult = _examples(60, device=device)
+    metric = PointingGame(num_classes=4, tolerance=2).to(device)
+    for part in torch.arange(60, device=device).split(13):
+        metric.update(
+            attributions[part], object_masks[part], labels[part], difficult[part]
+        )
+    computed = metric.compute()
+    hits = pointing_game(attributions, object_masks, tolerance=2)
+    for prefix, chosen in [("", difficult | True), ("difficult_", difficult)]:
+        expected = reference.class_accuracies(
+            hits[chosen].tolist(), labels[chosen].tolist(), 4
+        )
+        per_class = computed[prefix + "per_class"]
+        assert per_class.device.type == device.type
+        assert_close(per_class.cpu(), torch.tensor(expected), equal_nan=True)
+        assert 0 < np.nanmean(expected) < 1
+        assert math.isnan(expected[3])
+        assert computed[prefix + "accuracy"].item() == pytest.approx(
+            np.nanmean(expected)
+        )
+    assert metric.hits.sum() + metric.misses.sum() == (~hits.isnan()).sum()
+
+
+def test_accuracy_is_the_mean_over_classes_not_over_examples():
+    attributions = _spot((1, 4), (0, 0)).expand(4, 1, 1, 4)
+    object_masks = _object((1, 4), (0, 0)).repeat(4, 1, 1)
+    object_masks[3] = ~object_masks[3]
+    metric = PointingGame(num_classes=5, tolerance=0)
+    metric.update(attributions, object_masks, labels=torch.tensor([1, 1, 1, 2]))
+    computed = metric.compute()
+    assert computed["accuracy"] == 0.5
+    assert_close(
+        computed["per_class"], torch.tensor([NAN, 1, 0, NAN, NAN]), equal_nan=True
+    )
+    assert computed["difficult_accuracy"].isnan()
+    assert computed["difficult_per_class"].isnan().all()
+
+
+def test_undefined_examples_are_not_counted():
+    metric = PointingGame(num_classes=2)
+    attributions, none = torch.rand(3, 1, 4, 5), torch.zeros(3, 4, 5) > 0
+    metric.update(attributions, none, torch.tensor([0, 1, 1]), torch.ones(3) > 0)
+    assert all(value.isnan().all() for value in metric.compute().values())
+
+
+def test_the_tolerance_of_the_accumulator_counts():
+    attribution, truth = _spot((1, 40), (0, 0)), _object((1, 40), (0, 14))
+    for tolerance, accuracy in [(15, 1), (14, 0)]:
+        metric = PointingGame(num_classes=1, tolerance=tolerance)
+        metric.update(attribution, truth, torch.tensor([0]))
+        assert metric.compute()["accuracy"] == accuracy
+    assert PointingGame(num_classes=1).tolerance == 15
+
+
+def test_ranks_add_up():
+    examples = _examples(40)
+    whole, first, second = (PointingGame(4, tolerance=2) for _ in range(3))
+    whole.update(*examples)
+    first.update(*[value[:15] for value in examples])
+    second.update(*[value[15:] for value in examples])
+    # What torchmetrics does on each of two ranks: gather every state, then reduce it.
+    states = {id(getattr(first, name)): name for name in first._reductions}
+    first.distributed_available_fn = lambda: True
+    first.dist_sync_fn = lambda state, group: [
+        state,
+        getattr(second, states[id(state)]),
+    ]
+    assert_close(first.compute(), whole.compute(), equal_nan=True)
+    assert first.hits.sum() < whole.hits.sum()  # afterwards a rank has its own again
+
+
+def test_merged_states_add_up():
+    examples = _examples(40)
+    whole, first, second = (PointingGame(4, tolerance=2) for _ in range(3))
+    whole.update(*examples)
+    first.update(*[value[:15] for value in examples])
+    second.update(*[value[15:] for value in examples])
+    first.merge_state(second)
+    assert_close(first.compute(), whole.compute(), equal_nan=True)
+
+
+def test_the_accumulator_lives_as_other_metrics_do():
+    examples = _examples(20)
+    metric = PointingGame(4, tolerance=2)
+    batch = metric(*examples)  # the value of this batch, added to the state
+    assert_close(batch, metric.compute(), equal_nan=True)
+    copy = pickle.loads(pickle.dumps(metric))
+    assert_close(copy.compute(), metric.compute(), equal_nan=True)
+    metric.reset()
+    assert metric.hits.sum() + metric.misses.sum() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmetrics: compute before update
+        assert metric.compute()["accuracy"].isnan()
+
+
+def test_a_failed_update_leaves_the_counts():
+    metric = PointingGame(4, tolerance=2)
+    metric.update(*_examples(20))
+    before = metric.hits.clone()
+    with pytest.raises(ValueError, match="labels must lie in 0 to 3, got 4"):
+        metric.update(MAPS, TRUTH, torch.tensor([1, 4]))
+    assert_close(metric.hits, before)
+
+
+ZEROS = torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((MAPS, TRUTH, ZEROS - 1), ValueError, "labels must lie in 0 to 3, got -1"),
+        ((MAPS, TRUTH, ZEROS[:1]), ValueError, r"labels must be of shape \(2,\), got "),
+        ((MAPS, TRUTH, ZEROS.float()), TypeError, "labels must be a tensor of whole"),
+        ((MAPS, TRUTH, [0, 0]), TypeError, "labels must be a tensor .* got list"),
+        ((MAPS, TRUTH, ZEROS, ZEROS), TypeError, "difficult must be a bool tensor"),
+        ((MAPS, TRUTH, ZEROS, TRUTH), ValueError, r"difficult must be of shape \(2,"),
+        ((MAPS, TRUTH.mT, ZEROS), ValueError, "object_masks must be of shape"),
+    ],
+)
+def test_bad_examples_for_the_accumulator(arguments, error, text):
+    with pytest.raises(error, match=text):
+        PointingGame(4).update(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((0,), ValueError, "num_classes must be at least 1, got 0"),
+        ((2.0,), TypeError, "num_classes must be an int, got 2.0"),
+        ((2, -1), ValueError, "tolerance must be finite and at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_of_the_accumulator(arguments, error, text):
+    with pytest.raises(error, match=text):
+        PointingGame(*arguments)
+
+
+def test_only_the_accumulator_needs_torchmetrics():
+    source = """
+import sys
+sys.modules["torchmetrics"] = None  # as if it were not installed
+import torch
+from captum_extremal import metrics
+print(metrics.pointing_game(torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2) > 0))
+try:
+    metrics.PointingGame
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "tensor([0.])",
+        "PointingGame needs torchmetrics: pip install 'captum_extremal[metrics]'",
+    ]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'pointing_match'"):
+        _ = package.pointing_match
 
 
 # --- masks to saliency ---

@@ -31,6 +31,29 @@ def pointing_game(
     return 0.0
 
 
+def energy_pointing_game(attribution: np.ndarray, object_mask: np.ndarray) -> float:
+    """Wang et al. (2020): (C, *S) and (*S) -> a share or NaN."""
+    total = attribution.astype(np.float64).sum(axis=0)
+    inside = everywhere = 0.0
+    for pixel in itertools.product(*map(range, total.shape)):
+        positive = max(total[pixel], 0.0)
+        everywhere += positive
+        inside += positive if object_mask[pixel] else 0.0
+    return inside / everywhere if everywhere and object_mask.any() else math.nan
+
+
+def class_accuracies(
+    hits: list[float], labels: list[int], num_classes: int
+) -> list[float]:
+    """Share of hits of each class among its defined examples."""
+    accuracies = []
+    for label in range(num_classes):
+        own = [h for h, its in zip(hits, labels, strict=True) if its == label]
+        defined = [hit for hit in own if not math.isnan(hit)]
+        accuracies.append(sum(defined) / len(defined) if defined else math.nan)
+    return accuracies
+
+
 def masks_to_saliency(masks: np.ndarray, smooth: float) -> np.ndarray:
     """Sec. 4.2: (N, A, 1, *S) -> (N, 1, *S)."""
     total = masks.astype(np.float64).sum(axis=1)

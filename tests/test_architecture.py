@@ -42,10 +42,11 @@ TIERS = (
 )
 TIER = {name: level for level, names in enumerate(TIERS) for name in names}
 
-# Who may use these modules, whatever the tiers allow.
+# Who may use these modules, whatever the tiers allow: what runs a caller's model with
+# Captum's targets (`metrics`: insertion and deletion).
 USERS = {
-    "_captum": {"rewards", "extremal", "channel", "inversion"},
-    "_model": {"extremal", "channel", "inversion"},
+    "_captum": {"rewards", "metrics", "extremal", "channel", "inversion"},
+    "_model": {"metrics", "extremal", "channel", "inversion"},
 }
 # Who may import Captum's public names. Its underscored ones: `_captum` alone.
 CAPTUM_USERS = {"_captum", "extremal", "channel", "inversion", "insights", "benchmark"}

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,16 +17,19 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import captum_extremal.metrics as package
-from captum_extremal import ExtremalResult
+from captum_extremal import ExtremalResult, gaussian_blur
 from captum_extremal.metrics import (
     PointingGame,
     boxes_to_masks,
+    deletion_auc,
     energy_pointing_game,
+    insertion_auc,
     masks_to_saliency,
     pointing_game,
 )
 from reference import metrics as reference
 from test_architecture import public_violations
+from tiny_models import Blocks, ConvNet, TwoInputs
 
 SIZES = [(9,), (6, 11), (3, 4, 5)]
 NAN = math.nan
@@ -309,18 +313,17 @@ MAPS, TRUTH = torch.rand(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool)
         (
             ((MAPS, MAPS), (TRUTH,)),
             ValueError,
-            "object_masks must be a tuple of 2 tensors, like attributions, got a tuple "
-            "of 1",
+            "object_masks must be a tuple of 2, like attributions, got a tuple of 1",
         ),
         (
             ((MAPS,), TRUTH),
             ValueError,
-            "object_masks must be a tuple of 1 tensors, like attributions, got Tensor",
+            "object_masks must be a tuple of 1, like attributions, got Tensor",
         ),
         (
             (MAPS, (TRUTH,)),
             ValueError,
-            "object_masks must be a tensor, like attributions, got a tuple of 1",
+            "object_masks must be no tuple, like attributions, got a tuple of 1",
         ),
     ],
 )
@@ -363,6 +366,12 @@ def test_energy_outside_does_not_spread_a_nan():
     masks = _object((2, 3), (0, 0)).expand(2, 2, 3)
     shares = energy_pointing_game(attributions, masks)
     assert_close(shares, torch.tensor([NAN, 1 / 6]), equal_nan=True)
+
+
+def test_energy_with_an_infinity_is_undefined():
+    attribution = torch.tensor([[[1.0, math.inf, 1.0]]])
+    for pixel in range(3):
+        assert energy_pointing_game(attribution, _object((3,), (pixel,))).isnan()
 
 
 def test_energy_sums_channels_before_it_cuts_off_negatives():
@@ -576,6 +585,319 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = package.pointing_match
 
 
+# --- insertion and deletion ---
+
+AUCS = {"insertion": insertion_auc, "deletion": deletion_auc}
+
+
+@pytest.fixture(params=list(AUCS))
+def auc(request):
+    return AUCS[request.param]
+
+
+def _soft(model):
+    """Probabilities, so that an area lies in [0, 1]."""
+    return lambda *inputs: model(*inputs).softmax(dim=1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=len)
+@pytest.mark.parametrize("steps", [1, 4, 7, 1000])
+@pytest.mark.parametrize("kind", list(AUCS))
+def test_auc_against_the_formula(kind, size, steps, device):
+    model = Blocks(len(size), scale=3.0).double().to(device)
+    inputs = torch.rand(3, 2, *size).to(device, torch.float64)
+    # Few values, so that ties are frequent.
+    attributions = torch.randint(4, (3, 2, *size)).to(inputs)
+    baselines = torch.rand(1, 2, *size).to(inputs)
+    found = AUCS[kind](
+        _soft(model), inputs, attributions, baselines, target=[0, 1, 1], steps=steps
+    )
+
+    def scores(image, label):
+        probabilities = _soft(model)(torch.from_numpy(image)[None].to(inputs))
+        return probabilities[0, label].item()
+
+    expected = [
+        reference.perturbation_auc(
+            lambda image, label=label: scores(image, label),
+            inputs[n].cpu().numpy(),
+            attributions[n].cpu().numpy(),
+            baselines[0].cpu().numpy(),
+            steps,
+            inserting=kind == "insertion",
+        )
+        for n, label in enumerate([0, 1, 1])
+    ]
+    assert (found.dtype, found.device.type) == (torch.float64, device.type)
+    assert_close(found.cpu(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_right_order_beats_the_wrong_one():
+    model, inputs = _soft(Blocks(scale=20.0)), torch.ones(2, 1, 8, 12)
+    right = torch.zeros(2, 1, 8, 12)
+    right[0, :, :4, :6] = 1.0  # class 0: above left
+    right[1, :, :4, 6:] = 1.0  # class 1: above right
+    arguments = {"target": torch.tensor([0, 1]), "steps": 16}
+    good = insertion_auc(model, inputs, right, **arguments)
+    bad = insertion_auc(model, inputs, -right, **arguments)
+    assert (good > bad + 0.5).all()
+    good = deletion_auc(model, inputs, right, **arguments)
+    bad = deletion_auc(model, inputs, -right, **arguments)
+    assert (good < bad - 0.2).all()
+
+
+def test_a_straight_curve_has_half_of_its_rise(auc):
+    inputs = torch.ones(1, 1, 3, 7)
+    area = auc(lambda x: x.mean(dim=(1, 2, 3)), inputs, torch.rand(1, 1, 3, 7), steps=5)
+    assert_close(area, torch.tensor([0.5]))
+
+
+def test_equal_pixels_come_in_row_major_order(auc):
+    inputs = torch.arange(6.0).reshape(1, 1, 2, 3)
+    falling = torch.arange(6.0).flip(0).reshape(1, 1, 2, 3)
+
+    def weighted(x):
+        return x.sum(dim=(1, 2, 3))
+
+    flat = auc(weighted, inputs, torch.zeros(1, 1, 2, 3))
+    assert_close(flat, auc(weighted, inputs, falling))
+    assert flat != auc(weighted, inputs, -falling)
+
+
+def test_a_pixel_comes_with_all_its_channels():
+    seen = []
+
+    def forward(x):
+        seen.append(x.clone())
+        return x.sum(dim=(1, 2))
+
+    inputs = torch.tensor([[[1.0, 1.0], [2.0, 2.0]]])
+    attributions = torch.tensor([[[5.0, 0.0], [-5.0, 1.0]]])  # sums 0 and 1
+    insertion_auc(forward, inputs, attributions)
+    steps = torch.cat(seen)
+    assert steps.tolist() == [[[0, 0], [0, 0]], [[0, 1], [0, 2]], [[1, 1], [2, 2]]]
+
+
+def test_the_ends_are_baseline_and_input(auc):
+    seen = []
+
+    def forward(x):
+        seen.append(x.clone())
+        return x.sum(dim=(1, 2, 3))
+
+    inputs = torch.rand(1, 2, 4, 5)
+    blurred = gaussian_blur(inputs, sigma=2.0)
+    auc(forward, inputs, torch.rand(1, 1, 4, 5), blurred, steps=3)
+    ends = torch.cat(seen)[[0, -1]]
+    expected = torch.cat([blurred, inputs])
+    if auc is deletion_auc:
+        expected = expected.flip(0)
+    assert_close(ends, expected, rtol=0, atol=0)
+
+
+def test_a_nan_of_the_baseline_stays_where_it_is_shown():
+    def finite(x):
+        assert x[..., 0].isfinite().all()
+        return x[..., 0].sum(dim=(1, 2))
+
+    inputs = torch.ones(1, 1, 2, 2)
+    baselines = torch.tensor([[[[0.0, NAN], [0.0, math.inf]]]])
+    assert insertion_auc(finite, inputs, inputs, baselines).isfinite()
+
+
+@pytest.mark.parametrize("baselines", [0.5, 1, torch.full((1, 2, 4, 6), 0.5)])
+def test_baselines_count(auc, baselines):
+    inputs, attributions = torch.rand(2, 2, 4, 6), torch.rand(2, 1, 4, 6)
+    model = _soft(Blocks(scale=3.0))
+    found = auc(model, inputs, attributions, baselines, target=1)
+    whole = torch.as_tensor(baselines).expand(2, 2, 4, 6)
+    assert_close(found, auc(model, inputs, attributions, whole, target=1))
+    black = auc(model, inputs, attributions, target=1)
+    assert_close(black, auc(model, inputs, attributions, 0.0, target=1))
+    assert not torch.isclose(found, black).any()
+
+
+def test_chunks_change_nothing(auc):
+    inputs, attributions = torch.rand(3, 2, 4, 6), torch.rand(3, 2, 4, 6)
+    sizes = []
+
+    def forward(x, factor, label):
+        sizes.append(len(x))
+        assert len(factor) == len(x)
+        assert label == "kept"
+        return _soft(Blocks(scale=3.0))(x) * factor[:, None]
+
+    extra = (torch.tensor([1.0, 2.0, 3.0]), "kept")
+    areas = []
+    for per_eval in (1, 4, 1000):
+        sizes.clear()
+        found = auc(
+            forward,
+            inputs,
+            attributions,
+            additional_forward_args=extra,
+            target=torch.tensor([2, 0, 1]),
+            steps=6,
+            perturbations_per_eval=per_eval,
+        )
+        assert max(sizes) == min(per_eval, 21)
+        assert sum(sizes) == 21
+        areas.append(found)
+    assert_close(areas[0], areas[1])
+    assert_close(areas[0], areas[2])
+
+
+def test_an_auc_of_a_batch_is_that_of_its_examples(auc):
+    inputs, attributions = torch.rand(3, 2, 4, 6), torch.rand(3, 2, 4, 6)
+    model = _soft(Blocks(scale=3.0))
+    whole = auc(model, inputs, attributions, target=[2, 0, 1])
+    alone = [
+        auc(model, inputs[n : n + 1], attributions[n : n + 1], target=label)
+        for n, label in enumerate([2, 0, 1])
+    ]
+    assert_close(whole, torch.cat(alone))
+
+
+def test_the_pixels_of_a_tuple_are_ranked_together(auc):
+    first, second = torch.rand(2, 1, 2, 4), torch.rand(2, 1, 2, 4)
+    maps = torch.rand(2, 1, 2, 4), torch.rand(2, 1, 2, 4)
+
+    def joint(x):
+        return (x * torch.arange(1.0, 17).reshape(4, 4)).sum(dim=(1, 2, 3))
+
+    def separate(x, y):
+        return joint(torch.cat([x, y], dim=2))
+
+    found = auc(separate, (first, second), maps, (0.5, 0.5), steps=9)
+    one = torch.cat([first, second], dim=2), torch.cat(maps, dim=2)
+    assert_close(found, auc(joint, *one, 0.5, steps=9))
+
+
+def test_a_tuple_of_different_sizes(auc):
+    model = TwoInputs((2, 1))
+    inputs = torch.rand(2, 1, 4, 5), torch.rand(2, 3, 9)
+    maps = torch.rand(2, 1, 4, 5), torch.rand(2, 1, 9)
+    assert auc(_soft(model), inputs, maps, target=0).shape == (2,)
+
+
+def test_an_attribution_with_a_nan_has_no_auc(auc):
+    attributions = torch.rand(2, 1, 4, 6)
+    attributions[1, 0, 0, 0] = NAN
+    found = auc(_soft(Blocks()), torch.rand(2, 1, 4, 6), attributions, target=0)
+    assert found.isnan().tolist() == [False, True]
+
+
+def test_model_and_generator_are_left_as_found(auc):
+    model = ConvNet().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = torch.rand(2, 1, 8, 8, requires_grad=True)
+    attributions = torch.rand(2, 1, 8, 8, requires_grad=True)
+    state = torch.get_rng_state()
+    area = auc(model, inputs, attributions, target=0)
+    assert not area.requires_grad
+    assert model.training
+    assert inputs.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert_close(value, before[name], rtol=0, atol=0)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9))
+def test_the_order_alone_counts(seed, steps):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(2, 1, 4, 5, generator=generator)
+    attributions = torch.randn(2, 1, 4, 5, generator=generator)
+    model = _soft(Blocks(scale=3.0))
+    for auc in AUCS.values():
+        area = auc(model, inputs, attributions, target=1, steps=steps)
+        same = auc(model, inputs, attributions.exp() * 3, target=1, steps=steps)
+        assert_close(same, area)
+        assert ((area > 0) & (area < 1)).all()
+
+
+@given(st.integers(0, 10**6))
+def test_deletion_is_insertion_backwards(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(2, 1, 4, 5, generator=generator)
+    attributions = torch.rand(2, 1, 4, 5, generator=generator).double()
+    model = _soft(Blocks(scale=3.0))
+    # The last pixels come first, hence n pixels are left where n had come.
+    assert_close(
+        deletion_auc(model, inputs, attributions, target=1, steps=20),
+        insertion_auc(model, inputs, -attributions, target=1, steps=20),
+    )
+
+
+IMAGES = torch.rand(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        (
+            (IMAGES, MAPS),
+            {"forward_func": 3},
+            TypeError,
+            "forward_func must be callable, got 3",
+        ),
+        ((IMAGES, MAPS), {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ((IMAGES, MAPS), {"steps": 2.5}, TypeError, "steps must be an int, got 2.5"),
+        (
+            (IMAGES, MAPS),
+            {"perturbations_per_eval": 0},
+            ValueError,
+            "perturbations_per_eval must be at least 1, got 0",
+        ),
+        (([IMAGES], MAPS), {}, AssertionError, "tuple"),
+        ((IMAGES[0, 0], MAPS), {}, ValueError, r"inputs must be of shape \(N, C, "),
+        (
+            (IMAGES, MAPS.mT),
+            {},
+            ValueError,
+            r"attributions must match the inputs \(2, 3, 4, 5\) in all but the number "
+            r"of channels, got \(2, 3, 5, 4\)",
+        ),
+        (
+            (IMAGES, (MAPS,)),
+            {},
+            ValueError,
+            r"attributions must match .* got a tuple of \(2, 3, 4, 5\)",
+        ),
+        ((IMAGES, MAPS, "0"), {}, ValueError, "baselines must be numbers .* got str"),
+        (
+            (IMAGES, MAPS, IMAGES.mT),
+            {},
+            ValueError,
+            r"baselines must be .* \(2, 3, 4, 5\) or \(1, 3, 4, 5\), got a tensor of "
+            r"shape \(2, 3, 5, 4\)",
+        ),
+        (
+            (IMAGES, MAPS, (0, 0)),
+            {},
+            ValueError,
+            "baselines must be no tuple, like inputs, got a tuple of 2",
+        ),
+        (
+            ((IMAGES,), (MAPS,), 0),
+            {},
+            ValueError,
+            "baselines must be a tuple of 1, like inputs, got int",
+        ),
+        ((IMAGES, MAPS), {"target": [0] * 3}, AssertionError, "target"),
+        (
+            (IMAGES, MAPS),
+            {"forward_func": lambda x: x},
+            ValueError,
+            r"forward_func and target must give one score per example: .* \(16,\), got",
+        ),
+    ],
+)
+def test_bad_arguments_of_the_aucs(auc, arguments, options, error, text):
+    options = {"forward_func": Blocks(), "target": 0, **options}
+    with pytest.raises(error, match=text):
+        auc(options.pop("forward_func"), *arguments, **options)
+
+
 # --- masks to saliency ---
 
 
@@ -714,6 +1036,26 @@ def test_an_image_without_boxes_has_no_object(device):
 def test_bad_boxes(boxes, size, error, text):
     with pytest.raises(error, match=text):
         boxes_to_masks(boxes, size, one_based_inclusive=True)
+
+
+def test_boxes_of_real_annotations_fit_their_image(data_root):
+    folder = data_root / "voc_mini" / "VOCdevkit" / "VOC2007" / "Annotations"
+    edges = set()
+    for path in sorted(folder.glob("*.xml")):
+        tree = ElementTree.parse(path)
+        width, height = (int(tree.findtext(f"size/{k}")) for k in ("width", "height"))
+        boxes = torch.tensor(
+            [
+                [int(box.findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax")]
+                for box in tree.iterfind("object/bndbox")
+            ]
+        )
+        masks = boxes_to_masks(boxes, (height, width), one_based_inclusive=True)
+        sides = boxes[:, 2:] - boxes[:, :2] + 1
+        assert masks.flatten(1).sum(1).tolist() == sides.prod(dim=1).tolist()
+        edges |= {"first"} if (boxes == 1).any() else set()
+        edges |= {"last"} if (boxes[:, 2] == width).any() else set()
+    assert edges == {"first", "last"}  # both ends of the convention occur
 
 
 def test_boxes_lead_from_columns_first_to_rows_first():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from captum_extremal.metrics.boxes import boxes_to_masks
 from captum_extremal.metrics.energy import energy_pointing_game
+from captum_extremal.metrics.insertion import deletion_auc, insertion_auc
 from captum_extremal.metrics.pointing import pointing_game
 from captum_extremal.metrics.saliency import masks_to_saliency
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PointingGame",
     "boxes_to_masks",
+    "deletion_auc",
     "energy_pointing_game",
+    "insertion_auc",
     "masks_to_saliency",
     "pointing_game",
 ]

@@ -8,11 +8,14 @@ Convention:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from captum_extremal._checks import check_spatial
+
+T = TypeVar("T")
 
 
 def attribution_maps(attributions: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
@@ -43,16 +46,33 @@ def object_maps(
         >>> object_maps(torch.tensor([[[True, False]]]), maps, is_tuple=False)
         [tensor([[ True, False]])]
     """
-    masks = object_masks if isinstance(object_masks, tuple) else (object_masks,)
-    if isinstance(object_masks, tuple) != is_tuple or len(masks) != len(maps):
-        wanted = f"a tuple of {len(maps)} tensors" if is_tuple else "a tensor"
-        came = type(object_masks).__name__
-        if isinstance(object_masks, tuple):
-            came = f"a tuple of {len(masks)}"
-        raise ValueError(
-            f"object_masks must be {wanted}, like attributions, got {came}"
-        )
+    masks = like_parts(
+        "object_masks", object_masks, "attributions", len(maps), is_tuple
+    )
     return [_object_map(mask, of) for mask, of in zip(masks, maps, strict=True)]
+
+
+def like_parts(
+    name: str, value: T | tuple[T, ...], other: str, count: int, is_tuple: bool
+) -> tuple[T, ...]:
+    """The parts of an argument that is a tuple exactly where another one is.
+
+    Example:
+        >>> like_parts("baselines", (0, 1), "inputs", 2, is_tuple=True)
+        (0, 1)
+        >>> like_parts("baselines", 0, "inputs", 2, is_tuple=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: baselines must be a tuple of 2, like inputs, got int
+    """
+    parts = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, tuple) != is_tuple or len(parts) != count:
+        wanted = f"a tuple of {count}" if is_tuple else "no tuple"
+        came = type(value).__name__
+        if isinstance(value, tuple):
+            came = f"a tuple of {len(parts)}"
+        raise ValueError(f"{name} must be {wanted}, like {other}, got {came}")
+    return parts
 
 
 def _object_map(mask: Tensor, of: Tensor) -> Tensor:

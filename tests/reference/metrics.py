@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -40,6 +41,32 @@ def energy_pointing_game(attribution: np.ndarray, object_mask: np.ndarray) -> fl
         everywhere += positive
         inside += positive if object_mask[pixel] else 0.0
     return inside / everywhere if everywhere and object_mask.any() else math.nan
+
+
+def perturbation_auc(
+    score: Callable[[np.ndarray], float],
+    image: np.ndarray,
+    attribution: np.ndarray,
+    baseline: np.ndarray,
+    steps: int,
+    inserting: bool,
+) -> float:
+    """Petsiuk et al. (2018): pixels one by one, a score after each step."""
+    total = attribution.astype(np.float64).sum(axis=0)
+    pixels = list(itertools.product(*map(range, total.shape)))
+    pixels.sort(key=lambda pixel: -total[pixel])  # keeps the order of equals
+    current, coming = (baseline, image) if inserting else (image, baseline)
+    current = current.copy()
+    points = [(0.0, score(current))]
+    done = 0
+    for step in range(1, steps + 1):
+        until = round(step * len(pixels) / steps)
+        for pixel in pixels[done:until]:
+            current[(slice(None), *pixel)] = coming[(slice(None), *pixel)]
+        done = until
+        points.append((done / len(pixels), score(current)))
+    pairs = itertools.pairwise(points)
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs)
 
 
 def class_accuracies(

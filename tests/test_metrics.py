@@ -942,6 +942,15 @@ def test_without_smoothing_the_saliency_is_the_sum():
     assert_close(masks_to_saliency(masks, smooth=0), masks.sum(dim=1))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_constant_masks_stay_constant_and_point_nowhere(value, dtype, device):
+    masks = torch.full((1, 4, 1, 37, 50), value, dtype=dtype, device=device)
+    saliency = masks_to_saliency(masks)
+    assert (saliency == masks.sum(dim=1)).all()
+    everywhere = torch.ones(1, 37, 50, dtype=torch.bool)
+    assert pointing_game(saliency, everywhere) == 0
+
+
 def test_the_masks_of_a_result():
     def result(masks):
         scores = torch.zeros(2, 3)

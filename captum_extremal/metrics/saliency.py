@@ -64,4 +64,8 @@ def _checked(masks: Tensor) -> Tensor:
 
 
 def _saliency(masks: Tensor, smooth: float) -> Tensor:
-    return gaussian_blur(masks.sum(dim=1), smooth * min(masks.shape[3:]))
+    total = masks.sum(dim=1)
+    blurred = gaussian_blur(total, smooth * min(masks.shape[3:]))
+    # An average lies between its extremes. Round-off would give a constant a maximum.
+    axes = tuple(range(1, total.dim()))
+    return blurred.clamp(total.amin(axes, True), total.amax(axes, True))

@@ -32,7 +32,7 @@ _GPU_ELEMENTS = 1 << 21
 # the bands of a piece, for each mask. With the latter at most 3 MB a mask are needed
 # at 224 pixels.
 _SHORTEST_ROW = 4096
-_BAND_ELEMENTS = 153_000
+_BAND_ELEMENTS = 162_000
 
 
 class Engine(Protocol):
@@ -277,19 +277,24 @@ class Spread:
         device: torch.device,
     ) -> None:
         self.lattice = lattice
+        table, combinations = _quarter(lattice, kernel)
+        farthest = min(len(table) - 1, lattice.step * lattice.radius)
+        reach = math.ceil(farthest / lattice.step)  # in cells
         origin = lattice.margin // lattice.step
-        self.border = max(0, lattice.radius - origin)
+        self.border = max(0, reach - origin)
         self.first = origin + self.border  # the cell of the first lattice point
         self.sizes = [
-            max(self.border + cells, self.first + points + lattice.radius)
+            max(self.border + cells, self.first + points + reach)
             for cells, points in zip(lattice.cells, lattice.params_size, strict=True)
         ]
         self.points = math.prod(lattice.params_size)
         self.masks = max(1, _SHORTEST_ROW // self.points)
         rest = self.points // lattice.params_size[0]
         self.band = lattice.step * self.sizes[0] * rest
-        self.piece = max(1, _BAND_ELEMENTS // self.band)
-        self.pieces = list(self._pieces(kernel, dtype, device))
+        most = max(1, _BAND_ELEMENTS // self.band)
+        count = math.ceil(len(combinations) / most)
+        self.piece = math.ceil(len(combinations) / count)  # equal pieces
+        self.pieces = list(self._pieces(table.to(device, dtype), combinations))
         nothing = torch.zeros(1, 1, *lattice.params_size, dtype=dtype, device=device)
         self.unseen = lattice.window**lattice.dims - self._sums(nothing, 1.0)[0]
 
@@ -410,9 +415,8 @@ class Spread:
 
     def _room(self, flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """For the bands of a piece, and for so many values of each of its rows."""
-        piece = len(self.pieces[0][1])  # the others are no larger
-        bands = flat.new_empty(2, piece, self.band * (len(flat) // self.points))
-        return bands, flat.new_empty(count, piece, len(flat))
+        bands = flat.new_empty(2, self.piece, self.band * (len(flat) // self.points))
+        return bands, flat.new_empty(count, self.piece, len(flat))
 
     def _canvas_of(self, pixels: Tensor) -> Tensor:
         """A view of the pixels without their border."""
@@ -423,29 +427,14 @@ class Spread:
     # --- the tables ---
 
     def _pieces(
-        self,
-        kernel: Callable[[Tensor], Tensor],
-        dtype: torch.dtype,
-        device: torch.device,
+        self, table: Tensor, combinations: list[list[int]]
     ) -> Iterator[tuple[list[_Row], list[list[int]]]]:
-        """Pieces of the combinations: their rows, and where each finds its pixels.
-
-        Combinations come in the order of their length, so that those that the kernel
-        reaches at a distance along the first axis are the first ones.
-        """
-        dims = self.lattice.dims
-        side = torch.arange(self.lattice.step * (self.lattice.radius + 1))
-        others = torch.cartesian_prod(*[side] * (dims - 1), side[:1]).view(-1, dims)
-        lengths, order = others.square().sum(1).sort(stable=True)
-        table = kernel(outer_sum(side.square(), lengths))
+        """Pieces of the combinations: their rows, and where each finds its pixels."""
         counts = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in table]
-        combinations = others[order, :-1].tolist()
-        for piece in _pieces(max(counts), self.piece):
+        for piece in _pieces(len(combinations), self.piece):
             rows = [
                 _Row(
-                    table[distance, piece.start : min(piece.stop, count), None].to(
-                        device, dtype
-                    ),
+                    table[distance, piece.start : min(piece.stop, count), None],
                     self._places_beside(distance),
                 )
                 for distance, count in enumerate(counts)
@@ -486,6 +475,24 @@ class Spread:
             (sign * distance % step, self.first + sign * distance // step)
             for sign in signs
         ]
+
+
+def _quarter(
+    lattice: Lattice, kernel: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, list[list[int]]]:
+    """The kernel by distance along the first axis and combination of the others.
+
+    Combinations come in the order of their length, so that those that the kernel
+    reaches at a distance along the first axis are the first ones. What it does not
+    reach at all is left out.
+    """
+    side = torch.arange(lattice.step * (lattice.radius + 1))
+    others = torch.cartesian_prod(*[side] * (lattice.dims - 1), side[:1])
+    others = others.view(-1, lattice.dims)
+    squares, order = others.square().sum(1).sort(stable=True)
+    table = kernel(outer_sum(side.square(), squares))
+    ends = [int(table.any(axis).nonzero().max()) + 1 for axis in (1, 0)]
+    return table[: ends[0], : ends[1]], others[order[: ends[1]], :-1].tolist()
 
 
 def _sum_into(target: Tensor, terms: Sequence[Tensor]) -> None:

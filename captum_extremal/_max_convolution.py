@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from captum_extremal._lattice import Lattice, box, outer_sum
+from captum_extremal._lattice import Lattice, outer_sum
 
 LOG2_E = math.log2(math.e)
 _LN_2 = math.log(2)
@@ -28,7 +28,11 @@ MAX_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
 # an accelerator, where large launches win.
 _CPU_ELEMENTS = 1 << 17
 _GPU_ELEMENTS = 1 << 21
-_SHORTEST_ROW = 256
+# Of `Spread`: lattice points of as many masks as are worth an operation; and pixels of
+# the bands of a piece, for each mask. With the latter at most 3 MB a mask are needed
+# at 224 pixels.
+_SHORTEST_ROW = 4096
+_BAND_ELEMENTS = 162_000
 
 
 class Engine(Protocol):
@@ -235,48 +239,34 @@ def _smooth_max_slope(
 
 
 @dataclass(frozen=True)
-class _Tap:
-    """One place of a window: which values of a block go to which pixels.
+class _Row:
+    """The kernel at one distance along the first axis and several along the others.
 
     Attributes:
-        shift: From the lattice point's cell to that of the pixels, in flat cells.
-        row: First row of the block, flattened.
-        strides: Rows of the block per pixel, for each axis.
-        mirror: Index of the accumulator: its bits say which axes run backwards.
+        table: Its values, (k, 1).
+        places: Where a band's pixels at that distance begin, in pixels of one mask.
     """
 
-    shift: int
-    row: int
-    strides: tuple[int, ...]
-    mirror: int
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The kernel at some distances per axis, and the taps that use them."""
-
     table: Tensor
-    taps: list[_Tap]
+    places: list[int]
 
 
 class Spread:
     r"""Each lattice point spreads its disk: for CPUs, where exponentials are dear.
 
-    The disk of a lattice point has as many pixels as there are pairs of a pixel of a
-    cell and a place of the window, 3969 at the published settings. But the kernel is
-    radial: its values depend on the distances per axis, regardless of their signs and
-    order. They are worked out in blocks of step + 1 distances per axis, in ascending
-    order of the axes, 960 in all. A block is then added to its taps: the pixels of a
-    cell at some shift, with axes swapped or running backwards. Swapping is a matter of
-    strides; what runs backwards has an accumulator of its own, turned round at the end.
+    The kernel is radial: its values depend on the distances per axis, regardless of
+    their signs. So :math:`2^x` and :math:`x 2^x`, with :math:`x = f / (T \ln 2)`, are
+    worked out for one quarter of the disk in 2-D and added to the pixels on either side
+    of the lattice point, one axis after the other. (Powers of two are cheaper than
+    those of e. The largest x bounds the temperature from below; no maximum is
+    subtracted.)
 
-    Powers of two are cheaper than exponentials, hence x = f / (T ln 2) with
-    exp(f / T) = 2^x. The largest x bounds the temperature from below; no maximum is
-    subtracted. What is added is 2^x - 1, so that lattice points beyond the border and
-    beyond the kernel's reach need not be visited: they count in the denominator with 1.
-
-    Cells, of lattice points and pixels alike, are rows of one flat vector with gaps of
-    zeros between, wide enough for shifts to fall into them; masks are its fastest axis.
+    Of the first axis one distance is taken at a time, of the others a piece of all
+    combinations. In between are bands: what is summed over the first axis alone,
+    (2, combination, offset, cell, lattice points of the other axes, mask). Pixels are
+    laid out by their offsets in a cell first and by cells second, so that those at the
+    same distance from each lattice point lie side by side; masks come last. Around the
+    cells is a border that takes the disks that reach beyond.
     """
 
     def __init__(
@@ -287,35 +277,40 @@ class Spread:
         device: torch.device,
     ) -> None:
         self.lattice = lattice
-        self.origin = lattice.margin // lattice.step
-        ends = [
-            max(cells, self.origin + points)
+        table, combinations = _quarter(lattice, kernel)
+        farthest = min(len(table) - 1, lattice.step * lattice.radius)
+        reach = math.ceil(farthest / lattice.step)  # in cells
+        origin = lattice.margin // lattice.step
+        self.border = max(0, reach - origin)
+        self.first = origin + self.border  # the cell of the first lattice point
+        self.sizes = [
+            max(self.border + cells, self.first + points + reach)
             for cells, points in zip(lattice.cells, lattice.params_size, strict=True)
         ]
-        self.sizes = [ends[0], *(end + lattice.radius for end in ends[1:])]
-        strides = [math.prod(self.sizes[axis + 1 :]) for axis in range(lattice.dims)]
-        self.blocks = [
-            _Block(block.table.to(device, dtype), block.taps)
-            for block in _blocks(lattice, kernel, strides)
-        ]
-        self.offsets = [lattice.step] * lattice.dims
-        self.mirrors = 1 if lattice.step == 1 else 2**lattice.dims
-        self.numel = math.prod(self.sizes)
-        pixels = lattice.step**lattice.dims
-        self.masks = max(1, _CPU_ELEMENTS // (pixels * self.numel))
-        self.piece = max(_SHORTEST_ROW, _CPU_ELEMENTS // pixels)
+        self.points = math.prod(lattice.params_size)
+        self.masks = max(1, _SHORTEST_ROW // self.points)
+        rest = self.points // lattice.params_size[0]
+        self.band = lattice.step * self.sizes[0] * rest
+        most = max(1, _BAND_ELEMENTS // self.band)
+        count = math.ceil(len(combinations) / most)
+        self.piece = math.ceil(len(combinations) / count)  # equal pieces
+        self.pieces = list(self._pieces(table.to(device, dtype), combinations))
+        nothing = torch.zeros(1, 1, *lattice.params_size, dtype=dtype, device=device)
+        self.unseen = lattice.window**lattice.dims - self._sums(nothing, 1.0)[0]
 
     def forward(
         self, params: Tensor, temperature: float
     ) -> tuple[Tensor, list[Tensor]]:
-        """The mask; and per group of masks the sums of 2^x and of x 2^x."""
+        """The mask; and per group of masks the sum of 2^x and the mean of x."""
         canvas = params.new_empty(len(params), 1, *self.lattice.canvas_size)
-        scale = LOG2_E / temperature
+        scale, dims = LOG2_E / temperature, self.lattice.dims
         saved = []
         for masks in _pieces(len(params), self.masks):
-            sums = self._sums(self._flatten_params(params[masks], scale))
-            saved.append(sums)
-            pixels = self._unflatten(sums[1] / sums[0], len(params[masks]))
+            total, mean = sums = self._sums(params[masks], scale)
+            total += self.unseen
+            mean /= total
+            saved.append(sums.contiguous())
+            pixels = mean.permute(2 * dims, *range(dims, 2 * dims), *range(dims))
             torch.div(self.lattice.to_canvas(pixels), scale, out=canvas[masks])
         return canvas, saved
 
@@ -326,183 +321,189 @@ class Spread:
         result = torch.empty_like(params, memory_format=torch.contiguous_format)
         scale = LOG2_E / temperature
         groups = list(_pieces(len(params), self.masks))
-        for masks, sums in zip(groups, saved, strict=True):
-            flat = self._flatten_params(params[masks], scale)
-            slopes = self._slopes(self._flatten_grad(grad[masks]), sums)
-            points = self._collect(flat, slopes)
-            result[masks] = self._unflatten_params(points, len(params[masks]))
+        for masks, (total, mean) in zip(groups, saved, strict=True):
+            slopes = self._slopes(grad[masks], total, mean)
+            points = self._collect(self._flatten(params[masks], scale), slopes)
+            inner = points.view(*self.lattice.params_size, -1)
+            result[masks] = inner.movedim(-1, 0).unsqueeze(1)
         return result
 
-    def _sums(self, flat: Tensor) -> Tensor:
-        """(2, *offsets, n): each pixel's sums of 2^x and of x 2^x over its window."""
-        mirrored = self._scatter(flat)
-        total = mirrored[0]
-        for mirror, part in enumerate(mirrored[1:], start=1):
-            total += part.flip(self._axes(mirror))
-        total[0] += self.lattice.window**self.lattice.dims
-        return total
-
-    def _scatter(self, flat: Tensor) -> list[Tensor]:
-        """One accumulator of 2^x - 1 and x 2^x for each way of mirroring."""
-        shape = (2, *self.offsets, len(flat))
-        sums = [flat.new_zeros(shape) for _ in range(self.mirrors)]
-        for points in _pieces(len(flat), self.piece):
-            piece = flat[points]
-            buffer = self._buffer(piece, 2)
-            power, product = buffer
-            for block in self.blocks:
-                torch.mul(block.table, piece, out=product)
+    def _sums(self, params: Tensor, scale: float) -> Tensor:
+        """(2, *offsets, *cells, masks): the sums of 2^x and of x 2^x that are seen."""
+        flat = self._flatten(params, scale)
+        pixels = self._pixels(params)
+        bands, buffer = self._room(flat, 2)
+        powers, products = buffer
+        for rows, others in self.pieces:
+            bands.zero_()
+            for row in rows:
+                count = len(row.table)
+                power, product = powers[:count], products[:count]
+                torch.mul(row.table, flat, out=product)
                 torch.exp2(product, out=power)
                 product.mul_(power)
-                power.sub_(1)
-                for tap in block.taps:
-                    target, source = self._views(
-                        sums[tap.mirror], buffer, tap, points.start
-                    )
-                    target += source
-        return sums
+                values = buffer[:, :count]
+                for seen in self._beside(bands, row, len(params)):
+                    seen += values
+            for place, places in enumerate(others):
+                band = bands[:, place]
+                for seen in self._around(pixels, places):
+                    seen += band.view(seen.shape)
+        return self._canvas_of(pixels)
 
-    def _slopes(self, grad: Tensor, sums: Tensor) -> list[Tensor]:
-        """For each way of mirroring a and b with d loss / d f = 2^x (a + b x)."""
-        share = grad.div_(sums[0])
-        slopes = torch.empty_like(sums)
-        torch.mul(share, _LN_2, out=slopes[1])
-        torch.addcmul(share, slopes[1], sums[1] / sums[0], value=-1, out=slopes[0])
-        mirrors = range(1, self.mirrors)
-        return [slopes, *(slopes.flip(self._axes(mirror)) for mirror in mirrors)]
+    def _slopes(self, grad: Tensor, total: Tensor, mean: Tensor) -> Tensor:
+        """Each pixel's constant and linear, d loss / d f = 2^x (constant + linear x).
 
-    def _collect(self, flat: Tensor, slopes: list[Tensor]) -> Tensor:
+        Divided by the kernel, (2, *offsets, *sizes, masks).
+        """
+        dims = self.lattice.dims
+        slopes = self._pixels(grad)
+        constant, linear = self._canvas_of(slopes)
+        order = (*range(dims + 1, 2 * dims + 1), *range(1, dims + 1), 0)
+        share = self.lattice.to_cells(grad).permute(order) / total
+        torch.mul(share, _LN_2, out=linear)
+        torch.addcmul(share, linear, mean, value=-1, out=constant)
+        return slopes
+
+    def _collect(self, flat: Tensor, slopes: Tensor) -> Tensor:
         """The gradient of each lattice point: a sum over its disk."""
         result = torch.zeros_like(flat)
-        for points in _pieces(len(flat), self.piece):
-            piece = flat[points]
-            buffer, product = self._buffer(piece, 2), self._buffer(piece, 1)[0]
-            constant, linear = buffer
-            for block in self.blocks:
-                buffer.zero_()
-                for tap in block.taps:
-                    source, target = self._views(
-                        slopes[tap.mirror], buffer, tap, points.start
-                    )
-                    target += source
-                torch.mul(block.table, piece, out=product)
-                constant.addcmul_(linear, product)
-                constant.mul_(torch.exp2(product, out=linear))
-                rows = constant.view(-1, len(piece))
-                result[points].addmv_(rows.t(), block.table.flatten())
+        bands, buffer = self._room(flat, 3)
+        constants, linears, products = buffer
+        for rows, others in self.pieces:
+            for place, places in enumerate(others):
+                _sum_into(bands[:, place], self._around(slopes, places))
+            for row in rows:
+                count = len(row.table)
+                _sum_into(
+                    buffer[:2, :count], self._beside(bands, row, slopes.shape[-1])
+                )
+                product, constant = products[:count], constants[:count]
+                torch.mul(row.table, flat, out=product)
+                constant.addcmul_(linears[:count], product)
+                constant.mul_(product.exp2_())
+                result.addmv_(constant.t(), row.table.squeeze(1))
         return result
 
-    def _buffer(self, piece: Tensor, count: int) -> Tensor:
-        side = self.lattice.step + 1
-        return piece.new_empty(count, *[side] * self.lattice.dims, len(piece))
-
-    def _views(
-        self, pixels: Tensor, buffer: Tensor, tap: _Tap, start: int
-    ) -> tuple[Tensor, Tensor]:
-        """The pixels of a tap and the values of the buffer that belong to them.
-
-        `start` is the place in the flat vector of the buffer's first lattice point.
-        """
-        length, width = pixels.shape[-1], buffer.shape[-1]
-        shift = tap.shift * (length // self.numel)
-        low = max(start + shift, 0)
-        shape = (2, *self.offsets, max(0, min(start + width + shift, length) - low))
-        strides = (*[stride * width for stride in tap.strides], 1)
-        place = tap.row * width + low - shift - start
-        values = buffer.as_strided(shape, (buffer.stride(0), *strides), place)
-        return pixels.as_strided(shape, pixels.stride(), low), values
-
-    def _axes(self, mirror: int) -> list[int]:
-        return [axis + 1 for axis in range(self.lattice.dims) if mirror >> axis & 1]
-
-    def _flatten_params(self, params: Tensor, scale: float) -> Tensor:
-        """(masks, 1, *lattice) -> (n,), times the scale, 0 in the gaps."""
-        flat = params.new_zeros(*self.sizes, len(params))
-        inner = box(flat, 0, self.origin, self.lattice.params_size)
-        inner.copy_(params.squeeze(1).movedim(0, -1))
-        return flat.flatten().mul_(scale)
-
-    def _unflatten_params(self, flat: Tensor, count: int) -> Tensor:
-        points = flat.view(*self.sizes, count)
-        inner = box(points, 0, self.origin, self.lattice.params_size)
-        return inner.movedim(-1, 0).unsqueeze(1)
-
-    def _flatten_grad(self, grad: Tensor) -> Tensor:
-        """(masks, 1, *canvas) -> (*offsets, n), 0 in the gaps."""
-        dims = self.lattice.dims
-        flat = grad.new_zeros(*self.offsets, *self.sizes, len(grad))
-        order = (*range(dims + 1, 2 * dims + 1), *range(1, dims + 1), 0)
-        cells = self.lattice.to_cells(grad).permute(order)
-        box(flat, dims, 0, self.lattice.cells).copy_(cells)
-        return flat.flatten(dims)
-
-    def _unflatten(self, flat: Tensor, count: int) -> Tensor:
-        """(*offsets, n) -> (count, *cells, *offsets)."""
-        pixels = flat.view(*self.offsets, *self.sizes, count)
-        dims = self.lattice.dims
-        order = (2 * dims, *range(dims, 2 * dims), *range(dims))
-        return box(pixels, dims, 0, self.lattice.cells).permute(order)
-
-
-def _blocks(
-    lattice: Lattice, kernel: Callable[[Tensor], Tensor], strides: Sequence[int]
-) -> Iterator[_Block]:
-    """Blocks of distances with their taps, all but those where the kernel is 0.
-
-    The block q of an axis holds the distances step * q to step * (q + 1).
-    """
-    steps = torch.arange(lattice.step + 1)
-    blocks = range(lattice.radius + 1)
-    for corner in itertools.combinations_with_replacement(blocks, lattice.dims):
-        axes = [(lattice.step * q + steps).square() for q in corner]
-        table = kernel(outer_sum(*axes))
-        taps = [
-            tap
-            for order in _distinct_orders(corner)
-            for tap in _taps(lattice, corner, order, strides)
-            if table.as_strided(
-                [lattice.step] * lattice.dims, tap.strides, tap.row
-            ).any()
+    def _beside(self, bands: Tensor, row: _Row, masks: int) -> list[Tensor]:
+        """Views of bands at a distance along the first axis, (2, k, n)."""
+        shape = (2, len(row.table), self.points * masks)
+        return [
+            bands.as_strided(shape, bands.stride(), place * masks)
+            for place in row.places
         ]
-        if taps:
-            yield _Block(table.unsqueeze(-1), taps)
+
+    def _around(self, pixels: Tensor, places: list[int]) -> list[Tensor]:
+        """Views of pixels at distances along the other axes, each shaped as a band."""
+        dims, masks = self.lattice.dims, pixels.shape[-1]
+        axes = (0, 1, *range(1 + dims, 2 * dims + 2))
+        strides = [pixels.stride(axis) for axis in axes]
+        shape = (2, self.lattice.step, self.sizes[0], *self.lattice.params_size[1:])
+        return [
+            pixels.as_strided((*shape, masks), strides, place * masks)
+            for place in places
+        ]
+
+    def _flatten(self, params: Tensor, scale: float) -> Tensor:
+        """(masks, 1, *lattice) -> (n,), times the scale; masks are the last axis."""
+        return params.squeeze(1).movedim(0, -1).flatten() * scale
+
+    def _pixels(self, like: Tensor) -> Tensor:
+        """Zeros for as many masks, (2, *offsets, *sizes, masks)."""
+        offsets = [self.lattice.step] * self.lattice.dims
+        return like.new_zeros(2, *offsets, *self.sizes, len(like))
+
+    def _room(self, flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """For the bands of a piece, and for so many values of each of its rows."""
+        bands = flat.new_empty(2, self.piece, self.band * (len(flat) // self.points))
+        return bands, flat.new_empty(count, self.piece, len(flat))
+
+    def _canvas_of(self, pixels: Tensor) -> Tensor:
+        """A view of the pixels without their border."""
+        for axis, cells in enumerate(self.lattice.cells, 1 + self.lattice.dims):
+            pixels = pixels.narrow(axis, self.border, cells)
+        return pixels
+
+    # --- the tables ---
+
+    def _pieces(
+        self, table: Tensor, combinations: list[list[int]]
+    ) -> Iterator[tuple[list[_Row], list[list[int]]]]:
+        """Pieces of the combinations: their rows, and where each finds its pixels."""
+        counts = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in table]
+        for piece in _pieces(len(combinations), self.piece):
+            rows = [
+                _Row(
+                    table[distance, piece.start : min(piece.stop, count), None],
+                    self._places_beside(distance),
+                )
+                for distance, count in enumerate(counts)
+                if count > piece.start
+            ]
+            yield rows, [self._places_around(c) for c in combinations[piece]]
+
+    def _places_beside(self, distance: int) -> list[int]:
+        """Where in a band the pixels are, ahead of the lattice points and behind."""
+        rest = self.points // self.lattice.params_size[0]
+        return [
+            (offset * self.sizes[0] + cell) * rest
+            for offset, cell in self._sides(distance)
+        ]
+
+    def _places_around(self, distances: Sequence[int]) -> list[int]:
+        """Where the pixels are for each choice of a side along each other axis."""
+        shape = [self.lattice.step] * self.lattice.dims + self.sizes
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        offsets = strides[1 : self.lattice.dims]
+        cells = strides[self.lattice.dims + 1 :]
+        return [
+            sum(
+                offset * a + cell * b
+                for (offset, cell), a, b in zip(sides, offsets, cells, strict=True)
+            )
+            for sides in itertools.product(*map(self._sides, distances))
+        ]
+
+    def _sides(self, distance: int) -> list[tuple[int, int]]:
+        """Offset and cell of the first lattice point's pixels, ahead and behind.
+
+        Windows end a whole number of cells behind.
+        """
+        step, radius = self.lattice.step, self.lattice.radius
+        signs = (1, -1) if 0 < distance <= step * radius else (1,)
+        return [
+            (sign * distance % step, self.first + sign * distance // step)
+            for sign in signs
+        ]
 
 
-def _distinct_orders(corner: Sequence[int]) -> list[tuple[int, ...]]:
-    """The ways to hand the block's axes to those of the image, each corner once."""
-    orders = itertools.permutations(range(len(corner)))
-    return list({tuple(corner[a] for a in order): order for order in orders}.values())
+def _quarter(
+    lattice: Lattice, kernel: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, list[list[int]]]:
+    """The kernel by distance along the first axis and combination of the others.
 
-
-def _taps(
-    lattice: Lattice,
-    corner: Sequence[int],
-    order: Sequence[int],
-    strides: Sequence[int],
-) -> Iterator[_Tap]:
-    """The taps of a block whose axes are handed out in this order.
-
-    Pixels q cells ahead of the lattice point have the distances step * q + (0, 1, ...);
-    those q + 1 cells behind it step * (q + 1) - (0, 1, ...), mirrored.
+    Combinations come in the order of their length, so that those that the kernel
+    reaches at a distance along the first axis are the first ones. What it does not
+    reach at all is left out.
     """
-    side = lattice.step + 1
-    rows = [side ** (lattice.dims - 1 - axis) for axis in order]
-    sides = [
-        [(q, 0, False), (-q - 1, 1, True)][: 2 if q < lattice.radius else 1]
-        for q in (corner[axis] for axis in order)
-    ]
-    for choice in itertools.product(*sides):
-        yield _Tap(
-            shift=sum(q * s for (q, _, _), s in zip(choice, strides, strict=True)),
-            row=sum(first * r for (_, first, _), r in zip(choice, rows, strict=True)),
-            strides=tuple(rows),
-            mirror=_mirror([backwards for _, _, backwards in choice], lattice.step),
-        )
+    side = torch.arange(lattice.step * (lattice.radius + 1))
+    others = torch.cartesian_prod(*[side] * (lattice.dims - 1), side[:1])
+    others = others.view(-1, lattice.dims)
+    squares, order = others.square().sum(1).sort(stable=True)
+    table = kernel(outer_sum(side.square(), squares))
+    ends = [int(table.any(axis).nonzero().max()) + 1 for axis in (1, 0)]
+    return table[: ends[0], : ends[1]], others[order[: ends[1]], :-1].tolist()
 
 
-def _mirror(backwards: Sequence[bool], step: int) -> int:
-    """Index of the accumulator; a cell of one pixel is its own mirror image."""
-    return 0 if step == 1 else sum(bit << axis for axis, bit in enumerate(backwards))
+def _sum_into(target: Tensor, terms: Sequence[Tensor]) -> None:
+    """Fill the target with the sum of one or more tensors."""
+    target = target.view(terms[0].shape)
+    if len(terms) == 1:
+        target.copy_(terms[0])
+        return
+    torch.add(terms[0], terms[1], out=target)
+    for term in terms[2:]:
+        target += term
 
 
 def is_zero(temperature: float, dtype: torch.dtype) -> bool:

@@ -32,6 +32,7 @@ from captum_extremal.blur import Border, check_border, gaussian_blur
 
 # Numbers at a time: half a megabyte in float32, about a second-level cache.
 _CPU_CHUNK = 2**17
+_FEW_CHANNELS = 16
 
 
 @runtime_checkable
@@ -296,7 +297,20 @@ class _ApplyMask(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return (gradient * slopes).sum(dim=1, keepdim=True), None, None
+        return _channel_product(gradient, slopes), None, None
+
+
+def _channel_product(first: Tensor, second: Tensor) -> Tensor:
+    """The sum over channels of the products, (K, C, *S) -> (K, 1, *S)."""
+    if first.device.type != "cpu" or first.shape[1] > _FEW_CHANNELS:
+        return (first * second).sum(dim=1, keepdim=True)
+    # Four times as fast for a gradient in the channels_last order of a model.
+    channels = zip(first.split(1, dim=1), second.split(1, dim=1), strict=True)
+    a, b = next(channels)
+    total: Tensor = a * b
+    for a, b in channels:
+        total.addcmul_(a, b)
+    return total
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -314,13 +328,14 @@ def _interpolate(
     """
     exact = levels.to(_exact(levels.dtype)).contiguous()
     perturbed = exact.new_empty(len(mask), *levels.shape[2:])
+    within = _within(exact)
     chunk = len(mask)
     if mask.device.type == "cpu":
         chunk = max(1, _CPU_CHUNK // exact[0, 0].numel())
     for start in range(0, len(mask), chunk or 1):
         part = slice(start, start + chunk)
         slope = None if slopes is None else slopes[part]
-        _fill(perturbed[part], slope, exact, mask[part], images[part])
+        _fill(perturbed[part], slope, exact, mask[part], images[part], within)
     return perturbed.to(levels.dtype)
 
 
@@ -330,6 +345,7 @@ def _fill(
     levels: Tensor,
     mask: Tensor,
     images: Tensor,
+    within: Tensor,
 ) -> None:
     """Compute one chunk in place.
 
@@ -345,7 +361,7 @@ def _fill(
     direction = last - (last - 1 - anchor).abs() - anchor
     weight = position - anchor
     numbers = levels.view(-1)
-    index = _index(levels, images, anchor)
+    index = _index(levels, images, anchor, within)
     value = numbers.index_select(0, index.view(-1)).view(perturbed.shape)
     index += direction * levels[0, 0].numel()
     step = torch.empty_like(perturbed) if slope is None else slope
@@ -360,15 +376,20 @@ def _fill(
         slope.nan_to_num_(0, 0, 0).mul_(direction * last)
 
 
-def _index(levels: Tensor, images: Tensor, level: Tensor) -> Tensor:
+def _within(levels: Tensor) -> Tensor:
+    """Place of each number within its level in memory, (C, *S)."""
+    dtype = torch.int32 if levels.numel() < 2**31 else torch.int64
+    places = torch.arange(levels[0, 0].numel(), dtype=dtype, device=levels.device)
+    return places.view(levels.shape[2:])
+
+
+def _index(levels: Tensor, images: Tensor, level: Tensor, within: Tensor) -> Tensor:
     """Place of levels[images[k], level[k, 0, u], c, u] in memory, (k, C, *S).
 
     Single numbers by their place: two to four times as fast on a CPU as `torch.gather`
     or `torch.take`.
     """
-    per_level = levels[0, 0].numel()
-    dtype = torch.int32 if levels.numel() < 2**31 else torch.int64
-    within = torch.arange(per_level, dtype=dtype, device=levels.device)
-    offset = images.to(dtype) * levels[0].numel()
-    place = level.to(dtype) * per_level + offset.view(-1, *[1] * (level.dim() - 1))
-    return (place + within.view(levels.shape[2:])).contiguous()
+    offset = images.to(within.dtype) * levels[0].numel()
+    place = level.to(within.dtype) * within.numel()
+    place += offset.view(-1, *[1] * (level.dim() - 1))
+    return (place + within).contiguous()

@@ -334,7 +334,8 @@ def test_pieces_change_nothing(size, engine, monkeypatch):
     weights = torch.randn_like(whole)
     (expected,) = torch.autograd.grad(whole, params, weights)
     monkeypatch.setattr("captum_extremal._max_convolution._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("captum_extremal._max_convolution._SHORTEST_ROW", 17)
+    monkeypatch.setattr("captum_extremal._max_convolution._BAND_ELEMENTS", 1)
+    monkeypatch.setattr("captum_extremal._max_convolution._SHORTEST_ROW", 1)
     small = MaskGenerator(size, 3)
     found = small(params)
     (gradient,) = torch.autograd.grad(found, params, weights)
@@ -778,10 +779,11 @@ class PeakMemory(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("count", [4, 16])
-def test_memory_at_the_published_size(count):
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_memory_at_the_published_size(count, profile):
     """A tensor of pixels times window is 16 MB per mask; here are 3 in all."""
-    generator = MaskGenerator((224, 224), profile="torchray")
+    generator = MaskGenerator((224, 224), profile=profile)
     params = torch.rand(count, 1, 32, 32, requires_grad=True)
     weights = torch.randn(count, 1, 224, 224)
     generator(params)  # the tables, made once

@@ -300,6 +300,24 @@ def test_the_size_of_the_chunks_does_not_matter(numbers, monkeypatch):
     assert torch.equal(apply_mask(pyramid, masks), perturbed.detach())
 
 
+@pytest.mark.parametrize("channels", [1, 3, 40])
+def test_the_gradient_may_come_in_any_order_of_memory(channels):
+    levels = torch.randn(1, 4, channels, 6, 5, dtype=torch.float64)
+    mask = torch.rand(3, 1, 6, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, channels, 6, 5, dtype=torch.float64)
+    last = weights.contiguous(memory_format=torch.channels_last)
+    plain, other = (
+        torch.autograd.grad(apply_mask(levels, mask), mask, order)[0]
+        for order in (weights, last)
+    )
+    segment = (mask * 3).floor().long().expand(-1, channels, -1, -1)
+    slopes = levels[0].diff(dim=0).expand(3, -1, -1, -1, -1) * 3
+    slope = slopes.gather(1, segment.unsqueeze(1)).squeeze(1)
+    expected = (weights * slope).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(other, expected)
+
+
 def test_no_masks_give_nothing():
     pyramid, masks, _ = _case((4, 3))
     assert apply_mask(pyramid, masks[:0]).shape == (0, 3, 4, 3)

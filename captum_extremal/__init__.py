@@ -22,6 +22,7 @@ from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
 from captum_extremal.solvers import (
     GradientSolver,
+    LevelSetSolver,
     Problem,
     SearchSolver,
     Solution,
@@ -36,6 +37,7 @@ __all__ = [
     "ExtremalResult",
     "FadePerturbation",
     "GradientSolver",
+    "LevelSetSolver",
     "MaskGenerator",
     "Perturbation",
     "Problem",

@@ -7,7 +7,15 @@ a `Solver` finds the best one it can, a `Solution` is what it found.
 from __future__ import annotations
 
 from captum_extremal.solvers.gradient import GradientSolver
+from captum_extremal.solvers.level_set import LevelSetSolver
 from captum_extremal.solvers.problem import Problem, Solution, Solver
 from captum_extremal.solvers.search import SearchSolver
 
-__all__ = ["GradientSolver", "Problem", "SearchSolver", "Solution", "Solver"]
+__all__ = [
+    "GradientSolver",
+    "LevelSetSolver",
+    "Problem",
+    "SearchSolver",
+    "Solution",
+    "Solver",
+]

@@ -1,0 +1,368 @@
+r"""`LevelSetSolver`: ascent on a smooth field whose upper level set is the mask.
+
+The mask of area a keeps the pixels where a smooth field S is largest
+(`captum_extremal.level_sets`); its area is exact at every step, so that no area loss
+competes with the score. While it is sought its edge is soft,
+
+.. math:: m(u) = \operatorname{sigmoid}\left(\frac{S(u) - \tau_a}{w}\right),
+
+with :math:`\tau_a` the value that the asked share of the pixels exceeds. The gradient g
+of the reward with respect to the mask moves the field to where g is above its mean over
+the edge, since a pixel can enter only where another leaves:
+
+.. math:: \partial S = \frac{m (1 - m)}{w} \left(g - \bar g\right), \qquad
+    \bar g = \frac{\sum_u m (1 - m)\, g}{\sum_u m (1 - m)}
+
+1. start from the gradients of uniform masks, averaged over their height;
+2. repeat: one gradient of each cell, with an edge that narrows from the width of the
+   mask to a small part of it; the model is shown mirrored and shifted copies;
+3. three times, and at the end, a cell takes the field of a neighbouring area where
+   that scores higher at its own area;
+4. deliver the region with the edge of `smooth_edges`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_extremal._checks import check_count, check_non_negative, check_positive
+from captum_extremal.area import area_count
+from captum_extremal.level_sets import Field, largest, smooth_edges
+from captum_extremal.masks import default_step
+from captum_extremal.solvers.anytime import stopping
+from captum_extremal.solvers.problem import Masks, Problem, Solution, View
+from captum_extremal.solvers.views import copy_of, random_shifts
+
+_HEIGHTS = (0.2, 7 / 15, 11 / 15, 1.0)  # of the uniform masks of the start
+_EXCHANGES = (0.25, 0.5, 0.75)  # parts of the run after which fields are compared
+_SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
+_MOMENTUM = 0.9
+_LAST_RATE = 0.1  # of the learning rate at the end, where it has fallen linearly
+_SAMPLES = 8192  # pixels at least that thresholds are read from
+
+
+@dataclass(frozen=True)
+class LevelSetSolver:
+    """Ascent on a smooth field; the asked area is exact at every step.
+
+    A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
+    share 8 for the start, and a cell takes 24 forwards (16 at the smallest and largest
+    area, 8 of an only one) to compare fields with its neighbours'. Without ``mirror``
+    it is half as many.
+
+    Args:
+        iterations: Gradients of each cell.
+        learning_rate: Length of a first step relative to the field's own spread.
+        edge: Half the width of the delivered mask's edge, as a fraction of the
+            geometric mean of the input's sizes: 4 pixels at 224. Below half a pixel the
+            edge is hard.
+        softness: The widths of the edge during the search, first and last: of the
+            pixels inside the area, and as many outside, this share has values that
+            differ visibly from 0 and 1. Smaller last values suit masks with hard edges.
+        mask_step: Distance of the field's parameters in pixels; None scales with the
+            input, 7 at 224.
+        mirror: Average over the mirror image, for inputs with two spatial sizes; False
+            for models that tell left from right.
+        jitter: Average over shifted copies, by up to this fraction of each side.
+        time_limit: Seconds after which the search ends early; None for no limit. A run
+            that ends early, also by Ctrl-C, delivers the masks that it has then.
+
+    Raises:
+        TypeError: If a setting is of the wrong type.
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> from captum_extremal import ExtremalPerturbation
+        >>> solver = LevelSetSolver(iterations=20)
+        >>> def top(x):
+        ...     return x[:, 0, :8].mean((1, 2))
+        >>> method = ExtremalPerturbation(top, "fade", solver)
+        >>> mask = method.attribute(torch.ones(1, 1, 32, 32), areas=0.25)[0, 0]
+        >>> int((mask >= 0.5).sum()), bool((mask[:8] >= 0.5).float().mean() > 0.9)
+        (256, True)
+    """
+
+    iterations: int = 85
+    learning_rate: float = 0.6
+    edge: float = 0.018
+    softness: tuple[float, float] = (1.0, 0.1)
+    mask_step: int | None = None
+    mirror: bool = True
+    jitter: float = 0.07
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        check_count("iterations", self.iterations)
+        check_positive("learning_rate", self.learning_rate)
+        check_non_negative("edge", self.edge)
+        check_non_negative("jitter", self.jitter)
+        if not isinstance(self.softness, tuple) or len(self.softness) != 2:
+            raise ValueError(
+                f"softness must be a pair of numbers in (0, 1], got {self.softness!r}"
+            )
+        for share in self.softness:
+            if not 0 < check_positive("softness", share) <= 1:
+                raise ValueError(f"softness must lie in (0, 1], got {share}")
+        if self.jitter > 0.5:
+            raise ValueError(f"jitter must lie in [0, 0.5], got {self.jitter}")
+        if self.mask_step is not None:
+            check_count("mask_step", self.mask_step)
+        if self.time_limit is not None:
+            check_positive("time_limit", self.time_limit)
+
+    @property
+    def total_steps(self) -> int:
+        """The iterations."""
+        return self.iterations
+
+    def solve(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Solution:
+        """Ascend for all cells at once.
+
+        Args:
+            problem: What a mask is worth.
+            seed: Of the copies and the edges that are drawn.
+            on_step: Told after every iteration that one step is done.
+
+        Returns:
+            Masks of exactly the asked areas, with the series ``reward`` of the copies
+            and soft edges of the run.
+
+        Raises:
+            RuntimeError: If the model cuts the gradient or a score is not finite.
+        """
+        with torch.no_grad():
+            return _Ascent(self, problem, seed).run(on_step or (lambda _: None))
+
+
+class _Ascent:
+    """One run: the fields' parameters and momentum, one set for each input tensor."""
+
+    def __init__(self, settings: LevelSetSolver, problem: Problem, seed: int) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.random = random.Random(seed)
+        self.cells = torch.arange(problem.num_cells, device=problem.device)
+        self.fields = [
+            Field(size, settings.mask_step or default_step(size), problem.device)
+            for size in problem.sizes
+        ]
+        self.edges = [_Edge(size, problem) for size in problem.sizes]
+        self.params = self._start()
+        self.momentum = [torch.zeros_like(params) for params in self.params]
+        self.rewards = torch.full(
+            (settings.iterations, problem.num_cells), torch.nan, device=problem.device
+        )
+
+    def run(self, on_step: Callable[[int], object]) -> Solution:
+        iterations = self.settings.iterations
+        exchanges = {round(part * iterations) for part in _EXCHANGES} - {0}
+        done = 0
+        with stopping(self.settings.time_limit) as stopped:
+            while done < iterations and not stopped():
+                if done in exchanges:
+                    self._check_finite(done)
+                    self._exchange(functools.partial(self._soft_masks, done))
+                self._step(done)
+                on_step(1)
+                done += 1
+        self._check_finite(done)
+        self._exchange(self._delivered_masks)
+        masks = self._delivered_masks(self.params, self.cells)
+        return Solution(masks, {"reward": self.rewards})
+
+    def _start(self) -> list[Tensor]:
+        """The mean gradient of uniform masks of several heights, for all areas."""
+        num_areas = len(self.problem.areas)
+        first = self.cells[::num_areas]
+        total = [torch.zeros(()) for _ in self.fields]
+        for height, view in itertools.product(_HEIGHTS, self._copies()):
+            masks = tuple(
+                torch.full((len(first), 1, *size), height, device=first.device)
+                for size in self.problem.sizes
+            )
+            _, gradients = self.problem.gradients(masks, first, view)
+            total = [
+                t.to(g) + g.squeeze(1) for t, g in zip(total, gradients, strict=True)
+            ]
+        return [
+            _standardised(field.adjoint(gradient)).repeat_interleave(num_areas, dim=0)
+            for field, gradient in zip(self.fields, total, strict=True)
+        ]
+
+    def _copies(self) -> list[View]:
+        """The image itself and, where wanted, its mirror image."""
+        return [copy_of(mirror, ()) for mirror in (False, True)[: 1 + self.mirrors]]
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether there is a mirror image: for inputs with two spatial sizes."""
+        return self.settings.mirror and any(len(s) == 2 for s in self.problem.sizes)
+
+    def _step(self, iteration: int) -> None:
+        """Move each field along the gradient of its soft mask, seen in one copy."""
+        spread = math.exp(self.random.uniform(-_SPREAD, _SPREAD))
+        softness = min(1.0, self._softness(iteration) * spread)
+        shifts = random_shifts(self.random, self.settings.jitter)
+        view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
+        soft = [
+            edge(field(params), softness, self.cells)
+            for edge, field, params in zip(
+                self.edges, self.fields, self.params, strict=True
+            )
+        ]
+        masks = tuple(mask.unsqueeze(1) for mask, _ in soft)
+        rewards, gradients = self.problem.gradients(masks, self.cells, view)
+        self.rewards[iteration] = rewards
+        rate = self.settings.learning_rate
+        rate *= 1 - (1 - _LAST_RATE) * iteration / max(1, self.settings.iterations - 1)
+        for which, ((_, slope), gradient) in enumerate(
+            zip(soft, gradients, strict=True)
+        ):
+            direction = _exchanging(gradient.squeeze(1), slope)
+            ascent = _normalised(self.fields[which].adjoint(direction))
+            self.momentum[which].mul_(_MOMENTUM).add_(ascent, alpha=1 - _MOMENTUM)
+            warm = 1 - _MOMENTUM ** (iteration + 1)
+            self.params[which] = _standardised(
+                self.params[which] + rate / warm * self.momentum[which]
+            )
+
+    def _softness(self, iteration: int) -> float:
+        """Geometrically from the first value to the last."""
+        first, last = self.settings.softness
+        part = iteration / max(1, self.settings.iterations - 1)
+        return float(first * (last / first) ** part)
+
+    def _soft_masks(
+        self, iteration: int, params: Sequence[Tensor], cells: Tensor
+    ) -> Masks:
+        """What a step of this iteration is about, without its random part."""
+        return tuple(
+            edge(field(p), self._softness(iteration), cells)[0].unsqueeze(1)
+            for edge, field, p in zip(self.edges, self.fields, params, strict=True)
+        )
+
+    def _delivered_masks(self, params: Sequence[Tensor], cells: Tensor) -> Masks:
+        areas = [self.problem.areas[cell % len(self.problem.areas)] for cell in cells]
+        masks = []
+        for field, p in zip(self.fields, params, strict=True):
+            pixels = math.prod(field.size)
+            regions = largest(field(p), [area_count(pixels, area) for area in areas])
+            width = self.settings.edge * pixels ** (1 / len(field.size))
+            masks.append(smooth_edges(regions, width))
+        return tuple(masks)
+
+    def _exchange(self, masks_of: Callable[[Sequence[Tensor], Tensor], Masks]) -> None:
+        """Let each cell have the best of its own field and its neighbours'."""
+        tables = [self.cells]
+        best = self._rewards(masks_of, self.cells, self.cells)
+        for cells, others in self._neighbours():
+            rewards = self._rewards(masks_of, others, cells)
+            better = rewards > best[cells]
+            best[cells] = torch.where(better, rewards, best[cells])
+            source = tables[-1].clone()
+            source[cells] = torch.where(better, others, source[cells])
+            tables.append(source)
+        source = tables[-1]
+        self.params = [params[source] for params in self.params]
+        self.momentum = [momentum[source] for momentum in self.momentum]
+
+    def _rewards(
+        self,
+        masks_of: Callable[[Sequence[Tensor], Tensor], Masks],
+        sources: Tensor,
+        cells: Tensor,
+    ) -> Tensor:
+        """What the fields of some cells are worth to others, mean over the copies."""
+        masks = masks_of([params[sources] for params in self.params], cells)
+        copies = [self.problem.rewards(masks, cells, view) for view in self._copies()]
+        return torch.stack(copies).mean(dim=0)
+
+    def _neighbours(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cells and, for each, that of the next smaller or larger area."""
+        areas = self.problem.areas
+        order = sorted(range(len(areas)), key=areas.__getitem__)
+        firsts = self.cells[:: len(areas), None]
+        for cells, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
+            if cells:
+                pair = torch.tensor([cells, others], device=firsts.device)
+                yield (firsts + pair[0]).flatten(), (firsts + pair[1]).flatten()
+
+    def _check_finite(self, done: int) -> None:
+        bad = torch.nonzero(~self.rewards[:done].isfinite())
+        if len(bad):
+            step, cell = bad[0].tolist()
+            raise RuntimeError(
+                "forward_func and reward must give finite scores, got "
+                f"{float(self.rewards[step, cell])} at iteration {step} for "
+                f"{self.problem.name_of(cell)}"
+            )
+        if not all(params.isfinite().all() for params in self.params):
+            raise RuntimeError(
+                "forward_func and reward must have finite gradients, got NaN within "
+                f"the first {done} iterations"
+            )
+
+
+class _Edge:
+    """Fields (M, *S) -> soft masks of the cells' areas, and their slopes."""
+
+    def __init__(self, size: Sequence[int], problem: Problem) -> None:
+        pixels = math.prod(size)
+        stride = max(1, math.floor((pixels / _SAMPLES) ** (1 / len(size))))
+        self.every = (slice(None), *[slice(None, None, stride)] * len(size))
+        self.samples = math.prod(-(-side // stride) for side in size)
+        self.areas = torch.tensor(problem.areas, device=problem.device)
+
+    def __call__(
+        self, values: Tensor, softness: float, cells: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        last = self.samples - 1
+        inside = self.areas[cells % len(self.areas), None] * self.samples
+        reach = softness * torch.minimum(inside, self.samples - inside).clamp_min(1)
+        ordered = values[self.every].flatten(1).sort(dim=1, descending=True).values
+
+        def at(rank: Tensor) -> Tensor:
+            return ordered.gather(1, rank.long().clamp(0, last))
+
+        middle = (at(inside - 1) + at(inside)) / 2
+        width = (at(inside - reach) - at(inside + reach)) / 4
+        shape = (-1, *[1] * (values.dim() - 1))
+        width = width.clamp_min(torch.finfo(width.dtype).tiny).view(shape)
+        mask = torch.sigmoid((values - middle.view(shape)) / width)
+        # All pixels are in where the area is everything.
+        mask = torch.where((inside > last).view(shape), torch.ones_like(mask), mask)
+        return mask, mask * (1 - mask) / width
+
+
+def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:
+    """The gradient of the field: a pixel gains what another, on average, loses."""
+    axes = tuple(range(1, gradient.dim()))
+    weight = slope.sum(axes, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+    mean = (slope * gradient).sum(axes, keepdim=True) / weight
+    return (gradient - mean) * slope
+
+
+def _normalised(values: Tensor) -> Tensor:
+    """Rows scaled to a mean square of 1; rows of zeros stay."""
+    axes = tuple(range(1, values.dim()))
+    scale = values.square().mean(axes, keepdim=True).sqrt()
+    return values / scale.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _standardised(values: Tensor) -> Tensor:
+    """Rows with mean 0 and mean square 1; the level sets stay the same."""
+    axes = tuple(range(1, values.dim()))
+    return _normalised(values - values.mean(axes, keepdim=True))

@@ -133,3 +133,13 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fill_in(text: str, name: str, content: str) -> str:
+    """Replace what stands between the comments `<!-- name -->` and `<!-- end -->`."""
+    start = f"<!-- {name} -->"
+    before, _, rest = text.partition(start)
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"the text must hold {start} and <!-- end -->")
+    return f"{before}{start}\n{content}\n{end}{after}"

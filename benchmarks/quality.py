@@ -1,11 +1,17 @@
 """Solvers side by side on real images: are the masks extremal, exact, transferable?
 
-    python benchmarks/quality.py run --solvers search,gradient --images 30
+    python benchmarks/quality.py run --solvers level-set,torchray --images 30
+    python benchmarks/quality.py point --solvers level-set,gradient
     python benchmarks/quality.py report
+    python benchmarks/quality.py quick        # all of it on two images, a few minutes
 
-`run` explains images of ``$CAPTUM_EXTREMAL_DATA/imagenet_mini`` with EfficientNet-Lite0
-at three areas and writes one JSON file per solver and image; what is there already is
-skipped, so a run that was ended goes on where it was. `report` prints the table.
+`run` explains images of ``$CAPTUM_EXTREMAL_DATA/imagenet_mini`` with
+EfficientNet-Lite0 at the areas 0.05, 0.1 and 0.2; `point` explains the pairs of image
+and class of ``coco_mini`` that the network is sure of (p >= 0.3) at the paper's areas
+for COCO. Masks are kept in ``benchmarks/masks`` (not part of the repository), what they
+are worth in one JSON file per solver and image below ``benchmarks/results``. What is
+there already is skipped, so a run that was ended goes on where it was. `report` prints
+the tables, and writes them and the figure to ``docs/quality.md``.
 
 What is measured of each mask, always at exactly the asked area:
 
@@ -13,54 +19,93 @@ What is measured of each mask, always at exactly the asked area:
 - soft: the same after a 9 x 9 box blur of these,
 - delivered: the logit of the mask as the library returns it,
 - mirror, grey, lite1: the soft logit on the mirrored image, with grey instead of blur
-  and on EfficientNet-Lite1, none of which the search has seen,
-- area error before and after the exact area is set, and the share of pixels within
-  0.05 of 0 or 1,
+  and on EfficientNet-Lite1, none of which the search was asked for,
+- area error of the delivered mask, and the share of pixels within 0.05 of 0 or 1,
 - units: an image's forward and backward is 1, a forward 0.45.
+
+The pointing game follows the paper (Sec. 4.2): the masks of all areas summed, smoothed,
+brought to the size of the image; a hit within 15 pixels of the object, or inside it.
+
+``torchray`` is TorchRay's algorithm on this library's parts, shown equal to TorchRay's
+own code step by step by ``parity.py``; its masks are judged at the exact area.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
+import io
 import json
 import os
-import platform
 import time
-from datetime import date
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import captum
 import click
+import measuring
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import functional as TF
 
 from captum_extremal import (
     BlurPerturbation,
     ExtremalPerturbation,
+    ExtremalResult,
     GradientSolver,
+    LevelSetSolver,
     SearchSolver,
-    __version__,
     apply_mask,
     presets,
 )
 from captum_extremal.area import area_count
-from captum_extremal.models import load_demo, load_model
+from captum_extremal.metrics import masks_to_saliency, pointing_game
+from captum_extremal.models import LoadedModel, load_demo, load_model
 
 AREAS = (0.05, 0.1, 0.2)
-RESULTS = Path(__file__).parent / "results" / "quality"
+COCO_AREAS = (0.018, 0.025, 0.05, 0.1)
+SURE = 0.3
+TUNED_ON = 10  # the first images: settings of the default were chosen on these
+HERE = Path(__file__).parent
+MASKS = HERE / "masks"
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
 FORWARD_UNITS = 0.45
+QUICK_IMAGES = 2
+
 METHODS: dict[str, dict[str, Any]] = {
+    "level-set": {"solver": LevelSetSolver()},
+    "level-set-plain": {"solver": LevelSetSolver(mirror=False, jitter=0.0)},
     "search": {"solver": SearchSolver()},
-    "search-best": {"solver": SearchSolver(evaluations=222)},
-    "search-fast": {"solver": SearchSolver(evaluations=56)},
     "gradient": {"solver": GradientSolver()},
     "torchray": dict(presets.torchray()),
     "paper": dict(presets.paper()),
 }
+# Budgets of the figure: name of the method, and the same at other costs.
+BUDGETS: dict[str, list[dict[str, Any]]] = {
+    "level-set": [
+        {"solver": LevelSetSolver(iterations=n)} for n in (5, 10, 20, 40, 170)
+    ],
+    "search": [{"solver": SearchSolver(evaluations=n)} for n in (28, 56, 222)],
+    "gradient": [
+        {"solver": dataclasses.replace(GradientSolver(), iterations=n)}
+        for n in (25, 50, 100)
+    ],
+}
+for _name, _variants in BUDGETS.items():
+    for _options in _variants:
+        _solver = _options["solver"]
+        _count = getattr(_solver, "iterations", None) or _solver.evaluations
+        METHODS[f"{_name}@{_count}"] = _options
+
+Record = dict[str, Any]
+
+
+# --- explaining ---
 
 
 class Counter(nn.Module):
@@ -85,7 +130,45 @@ class Counter(nn.Module):
         return self.backwards + FORWARD_UNITS * self.forwards
 
 
-def binarise(masks: Tensor, areas: tuple[float, ...]) -> Tensor:
+def explained(
+    method: str,
+    file: Path,
+    model: nn.Module,
+    inputs: Tensor,
+    target: int,
+    areas: Sequence[float],
+) -> tuple[ExtremalResult, Record]:
+    """Masks and what they cost, from the file or made now and kept there."""
+    cost = file.with_suffix(".cost.json")
+    if file.exists() and cost.exists():
+        return ExtremalResult.load(file), json.loads(cost.read_text())
+    counter = Counter(model)
+    start = time.perf_counter()
+    perturbation = ExtremalPerturbation(counter, **METHODS[method])
+    result = perturbation.optimize(inputs, target, areas)
+    record = {
+        "seconds": time.perf_counter() - start,
+        "units": counter.units / len(areas),
+        "metadata": measuring.metadata(),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result.save(file)
+    cost.write_text(json.dumps(record))
+    return result, record
+
+
+def write(file: Path, record: Record) -> None:
+    """The whole record or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(file)
+
+
+# --- what masks are worth ---
+
+
+def binarise(masks: Tensor, areas: Sequence[float]) -> Tensor:
     """The top ``round(a N)`` pixels of each mask, (A, 1, H, W)."""
     flat = masks.flatten(1)
     hard = torch.zeros_like(flat)
@@ -101,8 +184,8 @@ def soften(masks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judge(
-    masks: Tensor, image: Image.Image, target: int, models: dict[str, Any]
-) -> dict[str, list[float]]:
+    masks: Tensor, image: Image.Image, target: int, models: dict[str, LoadedModel]
+) -> Record:
     """What masks (A, 1, H, W) are worth, on the model and on what it never saw."""
     model, preprocess, _ = models["lite0"]
     inputs = preprocess(image)[1][None]
@@ -129,58 +212,115 @@ def judge(
     return {name: values.tolist() for name, values in rows.items()}
 
 
-def measure(
-    name: str, image: Image.Image, target: int, models: dict[str, Any]
-) -> dict[str, Any]:
-    """Explain one image and judge the masks."""
-    model, preprocess, _ = models["lite0"]
-    counter = Counter(model)
-    inputs = preprocess(image)[1][None]
-    start = time.perf_counter()
-    result = ExtremalPerturbation(counter, **METHODS[name]).optimize(
-        inputs, target, AREAS
-    )
-    seconds = time.perf_counter() - start
-    assert isinstance(result.masks, Tensor)
-    return {
-        **judge(result.masks[0], image, target, models),
-        "delivered": result.scores[0].tolist(),
-        "units": counter.units / len(AREAS),
-        "seconds": seconds,
-    }
-
-
-def metadata() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
-    return {
-        "date": date.today().isoformat(),
-        "captum_extremal": __version__,
-        "captum": captum.__version__,
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def images_of(data: Path, count: int) -> list[dict[str, str]]:
     """The first ``count`` images of imagenet_mini in the order of its list."""
     with (data / "imagenet_mini" / "labels.csv").open() as file:
         return list(csv.DictReader(file))[:count]
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over images and areas; the worst area error."""
-    names = [n for n, v in records[0].items() if isinstance(v, list)]
-    table = {n: float(np.mean([record[n] for record in records])) for n in names}
-    errors = np.abs([record["area_error"] for record in records])
-    table |= {
-        "area_error": float(errors.mean()),
-        "worst_area_error": float(errors.max()),
-        "units": float(np.mean([record["units"] for record in records])),
-        "seconds": float(np.median([record["seconds"] for record in records])),
-        "images": len(records),
+def run_images(methods: Sequence[str], count: int, results: Path) -> None:
+    """Explain and judge what is not judged yet."""
+    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    models = {"lite0": load_model("demo"), "lite1": load_demo(1)}
+    for row in images_of(data, count):
+        stem, target = Path(row["file"]).stem, int(row["class_index"])
+        for name in methods:
+            file = results / "quality" / name / f"{stem}.json"
+            if file.exists():
+                continue
+            image = Image.open(data / "imagenet_mini" / row["file"]).convert("RGB")
+            inputs = models["lite0"].preprocess(image)[1][None]
+            kept = MASKS / "quality" / name / f"{stem}.safetensors"
+            model = models["lite0"].model
+            result, cost = explained(name, kept, model, inputs, target, AREAS)
+            assert isinstance(result.masks, Tensor)
+            record = judge(result.masks[0], image, target, models)
+            write(file, record | {"delivered": result.scores[0].tolist()} | cost)
+            hard = np.mean(record["hard"])
+            click.echo(f"{name}/{stem}: hard {hard:.2f}, {cost['seconds']:.0f} s")
+
+
+# --- the pointing game ---
+
+
+def pairs_of(data: Path) -> list[tuple[str, str, int]]:
+    """File, COCO class and ImageNet index of the pairs that the network is sure of."""
+    entries = json.loads((data / "coco_mini" / "pairs_lite0.json").read_text())
+    return [
+        (entry["file"], category, index)
+        for entry in entries
+        for category, index, probability in entry["pairs"]
+        if probability >= SURE
+    ]
+
+
+def object_masks(data: Path, pairs: Sequence[tuple[str, str, int]]) -> Iterator[Tensor]:
+    """All instances of each pair's class, (1, H, W) bool."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(data / "coco_mini/annotations/instances_val2014.json"))
+    number = {entry["file_name"]: key for key, entry in coco.imgs.items()}
+    for file, category, _ in pairs:
+        ids = coco.getAnnIds(
+            imgIds=number[file], catIds=coco.getCatIds(catNms=[category])
+        )
+        masks = [coco.annToMask(annotation) for annotation in coco.loadAnns(ids)]
+        yield torch.from_numpy(np.max(masks, axis=0)).bool()[None]
+
+
+def run_pairs(methods: Sequence[str], count: int | None, results: Path) -> None:
+    """Explain the pairs and play the game with them."""
+    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    model = load_model("demo").model
+    pairs = pairs_of(data)[:count]
+    for pair, objects in zip(pairs, object_masks(data, pairs), strict=True):
+        file, category, target = pair
+        stem = f"{Path(file).stem}_{target}"
+        picture = Image.open(data / "coco_mini" / "val2014" / file).convert("RGB")
+        mode = TF.InterpolationMode.BICUBIC
+        squashed = TF.pil_to_tensor(TF.resize(picture, [224, 224], mode)).float() / 255
+        inputs = TF.normalize(squashed, [0.5] * 3, [0.5] * 3)[None]
+        for name in methods:
+            out = results / "pointing" / name / f"{stem}.json"
+            if out.exists():
+                continue
+            kept = MASKS / "pointing" / name / f"{stem}.safetensors"
+            result, cost = explained(name, kept, model, inputs, target, COCO_AREAS)
+            saliency = masks_to_saliency(result.masks)
+            assert isinstance(saliency, Tensor)
+            saliency = F.interpolate(saliency, objects.shape[1:], mode="bilinear")
+            near, inside = (
+                float(pointing_game(saliency, objects, tolerance))
+                for tolerance in (15, 0)
+            )
+            record = {"class": category, "near": near, "inside": inside}
+            write(out, record | cost)
+            click.echo(f"{name}/{stem}: {category} {near:.0f}, inside {inside:.0f}")
+
+
+# --- the report ---
+
+SCORES = {
+    "hard": "logit, binarised mask",
+    "hard_probability": "probability, binarised mask",
+    "soft": "logit, soft edge (9 x 9 box)",
+    "mirror": "the same, picture mirrored",
+    "grey": "the same, grey instead of blur",
+    "lite1": "the same, on EfficientNet-Lite1",
+}
+
+
+def records_of(folder: Path) -> dict[str, dict[str, Record]]:
+    """Method -> image -> record."""
+    return {
+        method.name: {
+            file.stem: json.loads(file.read_text())
+            for file in sorted(method.glob("*.json"))
+        }
+        for method in sorted(folder.iterdir())
+        if method.is_dir()
     }
-    return table
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
@@ -191,6 +331,166 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def shared_by(records: dict[str, dict[str, Record]], names: Sequence[str]) -> list[str]:
+    """Images that all methods were measured on."""
+    return sorted(set.intersection(*(set(records[name]) for name in names)))
+
+
+def means_table(records: dict[str, dict[str, Record]]) -> str:
+    """Every method on the images that it was measured on."""
+    names = [name for name in METHODS if name in records and "@" not in name]
+    header = ["", *names]
+    rows = [["images", *(str(len(records[name])) for name in names)]]
+
+    def row(text: str, name: str, digits: int) -> list[str]:
+        cells = [
+            np.mean([record[name] for record in records[method].values()])
+            for method in names
+        ]
+        return [text, *(f"{cell:.{digits}f}" for cell in cells)]
+
+    rows += [row(text, name, 2) for name, text in SCORES.items()]
+    rows += [
+        row("logit, mask as delivered", "delivered", 2),
+        row("share of pixels within 0.05 of 0 or 1", "near_binary", 2),
+        row("units a mask", "units", 0),
+    ]
+    errors = [
+        np.abs([record["area_error"] for record in records[name].values()])
+        for name in names
+    ]
+    rows.append(["area error, worst", *(f"{error.max():.0e}" for error in errors)])
+    seconds = [
+        np.median([record["seconds"] for record in records[name].values()])
+        for name in names
+    ]
+    rows.append(["seconds an image, median", *(f"{value:.0f}" for value in seconds)])
+    return measuring.table(header, rows)
+
+
+def paired_table(
+    records: dict[str, dict[str, Record]],
+    name: str,
+    against: str,
+    held_out: Sequence[str],
+) -> str:
+    """Differences of two methods on the same images, with intervals."""
+    shared = shared_by(records, [name, against])
+    rows = []
+    for score, text in SCORES.items():
+        ours, theirs = (
+            np.array([records[method][image][score] for image in shared])
+            for method in (name, against)
+        )
+        gains = ours - theirs
+        low, high = interval(gains.mean(axis=1))
+        unseen = gains[[image in held_out for image in shared]]
+        digits = 2
+        rows.append(
+            [
+                text,
+                f"{ours.mean():.{digits}f}",
+                f"{theirs.mean():.{digits}f}",
+                f"{gains.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
+                f"{unseen.mean():+.{digits}f}" if len(unseen) else "-",
+                f"{(gains < -0.3).mean():.0%}",
+            ]
+        )
+    header = [
+        f"{len(shared)} images",
+        name,
+        against,
+        "difference [95 %]",
+        f"on the {len(set(held_out) & set(shared))} held out",
+        "lower by more than 0.3",
+    ]
+    return measuring.table(header, rows)
+
+
+def pointing_table(records: dict[str, dict[str, Record]]) -> str:
+    """Hits on the pairs that all methods played."""
+    names = [name for name in METHODS if name in records]
+    shared = shared_by(records, names)
+    rows = []
+    for name in names:
+        row = [name]
+        for kind in ("near", "inside"):
+            hits = np.array([records[name][pair][kind] for pair in shared])
+            low, high = interval(hits)
+            row.append(f"{hits.mean():.2f} [{low:.2f}, {high:.2f}]")
+        units = np.mean([records[name][pair]["units"] for pair in shared])
+        rows.append([*row, f"{units:.0f}"])
+    header = [f"{len(shared)} pairs", "within 15 pixels", "inside", "units a mask"]
+    return measuring.table(header, rows)
+
+
+def budget_figure(records: dict[str, dict[str, Record]], file: Path) -> int:
+    """Score against cost for every solver; the number of images."""
+    from matplotlib.figure import Figure
+
+    families = {
+        base: [n for n in records if n == base or n.startswith(f"{base}@")]
+        for base in BUDGETS
+    }
+    if "torchray" in records:
+        families["torchray"] = ["torchray"]
+    if "paper" in records:
+        families["paper"] = ["paper"]
+    shared = shared_by(records, [n for names in families.values() for n in names])
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True)
+    titles = {"hard": "binarised mask", "soft": "soft edge", "lite1": "second network"}
+    for axis, (score, title) in zip(axes, titles.items(), strict=True):
+        for base, names in families.items():
+            points = sorted(
+                (
+                    float(np.mean([records[n][image]["units"] for image in shared])),
+                    float(np.mean([records[n][image][score] for image in shared])),
+                )
+                for n in names
+            )
+            axis.plot(*zip(*points, strict=True), "o-", label=base, markersize=4)
+        axis.set(xscale="log", xlabel="units a mask", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("logit, mean")
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+    return len(shared)
+
+
+def write_report() -> None:
+    """Tables and figure into the docs."""
+    records = records_of(RESULTS / "quality")
+    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    tuned = {Path(row["file"]).stem for row in images_of(data, TUNED_ON)}
+    held_out = sorted({image for found in records.values() for image in found} - tuned)
+    text = (DOCS / "quality.md").read_text()
+    contents = {"means": means_table(records)}
+    for against in ("torchray", "gradient", "search", "level-set-plain"):
+        if against in records:
+            contents[against] = paired_table(records, "level-set", against, held_out)
+    if (RESULTS / "pointing").is_dir():
+        contents["pointing"] = pointing_table(records_of(RESULTS / "pointing"))
+    images = budget_figure(records, DOCS / "images" / "budget.png")
+    contents["budget"] = f"Means over {images} images and three areas."
+    machines = {
+        (r["metadata"]["date"], r["metadata"]["processor"], r["metadata"]["torch"])
+        for found in records.values()
+        for r in found.values()
+    }
+    contents["origin"] = "Measured by `python benchmarks/quality.py`: " + "; ".join(
+        f"{date}, {processor}, 1 thread, torch {version}"
+        for date, processor, version in sorted(machines)
+    )
+    for name, content in contents.items():
+        text = measuring.fill_in(text, name, content)
+        click.echo(f"{name}\n{content}\n")
+    (DOCS / "quality.md").write_text(text)
+
+
+# --- commands ---
+
+
 @click.group()
 def main() -> None:
     """Solvers side by side on real images."""
@@ -198,52 +498,48 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--solvers", default="search,gradient", show_default=True)
+@click.option("--solvers", default="level-set,torchray", show_default=True)
 @click.option("--images", default=30, show_default=True)
 def run(solvers: str, images: int) -> None:
     """Measure what is not measured yet."""
-    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
-    models = {"lite0": load_model("demo"), "lite1": load_demo(1)}
-    for row in images_of(data, images):
-        for name in solvers.split(","):
-            target = RESULTS / name / f"{Path(row['file']).stem}.json"
-            if target.exists():
-                continue
-            image = Image.open(data / "imagenet_mini" / row["file"]).convert("RGB")
-            record = measure(name, image, int(row["class_index"]), models)
-            record["metadata"] = metadata()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".partial")
-            partial.write_text(json.dumps(record, indent=1) + "\n")
-            partial.replace(target)
-            hard = sum(record["hard"]) / len(AREAS)
-            click.echo(f"{target.parent.name}/{target.stem}: hard {hard:.2f}")
+    run_images(solvers.split(","), images, RESULTS)
 
 
 @main.command()
-@click.option("--against", default="torchray", show_default=True)
-def report(against: str) -> None:
-    """Print the means, and paired differences with 95 % intervals."""
-    records = {
-        folder.name: {f.stem: json.loads(f.read_text()) for f in folder.glob("*.json")}
-        for folder in sorted(RESULTS.iterdir())
-    }
-    for name, found in records.items():
-        cells = [f"{k} {v:.3f}" for k, v in summary(list(found.values())).items()]
-        click.echo(f"{name}: " + ", ".join(cells))
-    for name, found in records.items():
-        shared = sorted(set(found) & set(records.get(against, {})))
-        if name == against or not shared:
-            continue
-        click.echo(f"{name} - {against}, {len(shared)} images:")
-        for score in ("hard", "hard_probability", "soft", "mirror", "grey", "lite1"):
-            pairs = [(found[s][score], records[against][s][score]) for s in shared]
-            gains = np.array([np.subtract(a, b) for a, b in pairs])
-            low, high = interval(gains.mean(axis=1))
-            click.echo(
-                f"  {score}: {gains.mean():+.2f} [{low:+.2f}, {high:+.2f}], "
-                f"lower by more than 0.3 in {(gains < -0.3).mean():.0%} of the cells"
-            )
+@click.option("--solvers", default="level-set,gradient", show_default=True)
+@click.option("--pairs", default=None, type=int, help="Only so many.")
+def point(solvers: str, pairs: int | None) -> None:
+    """Play the pointing game."""
+    run_pairs(solvers.split(","), pairs, RESULTS)
+
+
+@main.command()
+@click.option("--images", default=10, show_default=True)
+def budget(images: int) -> None:
+    """Measure the solvers at other budgets, for the figure."""
+    run_images([name for name in METHODS if "@" in name], images, RESULTS)
+
+
+@main.command()
+def report() -> None:
+    """Print the tables and write them to the docs."""
+    write_report()
+
+
+@main.command()
+def quick() -> None:
+    """Three solvers on two images and two pairs; prints, keeps nothing."""
+    import tempfile
+
+    global MASKS
+    names = ["level-set", "search", "gradient"]
+    with tempfile.TemporaryDirectory() as folder:
+        MASKS = Path(folder) / "masks"
+        run_images(names, QUICK_IMAGES, Path(folder))
+        run_pairs(names, QUICK_IMAGES, Path(folder))
+        records = records_of(Path(folder) / "quality")
+        click.echo(means_table(records))
+        click.echo(pointing_table(records_of(Path(folder) / "pointing")))
 
 
 if __name__ == "__main__":

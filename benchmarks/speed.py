@@ -6,17 +6,18 @@ Every goal is a ratio of two things that are measured in turn, A B A B; medians 
 quartiles of the ratio are kept. Results go to ``benchmarks/results/speed.json``, each
 part with its date and machine, and from there to the tables in ``docs/speed.md``.
 
-- step: what an iteration of `GradientSolver` takes, from one `on_step` to the next,
+- step: what an iteration of `LevelSetSolver`, the default, and of `GradientSolver`
+  takes, from one `on_step` to the next,
   and between two of them the model's own forward and backward with respect to an input
   of the same batch and memory order. Four areas, 224 pixels. Peak memory: of all that a
   run of two steps allocates, blurred levels and mask tables included, over that of the
   model's forward and backward with its input (see `measuring.peak_memory`).
 - masks: `MaskGenerator`, forward and backward of four masks of 224 pixels, against
   TorchRay's; with the same kernel and margin, and with the library's default ones.
-- search: `ExtremalPerturbation(...).optimize` at three areas with the default solver.
-  The model is wrapped in a clock; the library's own share is the rest over that. The
-  same run gives the wall time of an image. TorchRay's own code is run for a few
-  iterations, twice; their difference is scaled to its 800.
+- search: `ExtremalPerturbation(...).optimize` at three areas. With `SearchSolver` the
+  model is wrapped in a clock; the library's own share is the rest over that. A run of
+  the default solver gives the wall time of an image. TorchRay's own code is run for a
+  few iterations, twice; their difference is scaled to its 800.
 - recipe: what makes a model fast on a CPU, EfficientNet-Lite0 as an example.
 
 TorchRay 1.0.0.2 (``pip install --no-deps torchray``, CC-BY-NC) is run as a peer; what
@@ -46,8 +47,11 @@ from captum_extremal import (
     BlurPerturbation,
     ExtremalPerturbation,
     GradientSolver,
+    LevelSetSolver,
     MaskGenerator,
     Problem,
+    SearchSolver,
+    Solver,
 )
 from captum_extremal.models import _fold_batch_norms, load_demo
 
@@ -72,6 +76,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "EfficientNet-Lite0": lambda: load_demo().model,
     "ResNet-50": resnet50,
 }
+SOLVERS: dict[str, Callable[[int], Solver]] = {
+    "level set": lambda n: LevelSetSolver(iterations=n),
+    "gradient": lambda n: GradientSolver(iterations=n, tolerance=0),
+}
 
 
 def measure_step(repeats: int) -> Record:
@@ -79,18 +87,20 @@ def measure_step(repeats: int) -> Record:
     record = {}
     for name, make in MODELS.items():
         model = make()
-        times = step_times(model, repeats)
-        step, own = peak_memory(two_steps(model), CPU), own_peak(model)
-        record[name] = {
-            "step_seconds": spread(times["step"]),
-            "model_seconds": spread(times["model"]),
-            "time": ratios(times, "step", "model"),
-            "memory": {"median": step / own, "step_mb": step, "model_mb": own},
-        }
+        own = own_peak(model)
+        for kind, solver_of in SOLVERS.items():
+            times = step_times(model, solver_of(repeats + 2))
+            step = peak_memory(two_steps(model, solver_of(2)), CPU)
+            record[f"{kind}, {name}"] = {
+                "step_seconds": spread(times["step"]),
+                "model_seconds": spread(times["model"]),
+                "time": ratios(times, "step", "model"),
+                "memory": {"median": step / own, "step_mb": step, "model_mb": own},
+            }
     return record
 
 
-def step_times(model: nn.Module, repeats: int) -> dict[str, list[float]]:
+def step_times(model: nn.Module, solver: Solver) -> dict[str, list[float]]:
     """Steps, and passes of the model alone between them."""
     inputs = torch.randn(1, 3, *SIZE)
     own = own_pass(model, inputs.repeat(len(AREAS), 1, 1, 1))
@@ -106,7 +116,6 @@ def step_times(model: nn.Module, repeats: int) -> dict[str, list[float]]:
         times["model"].append(after - end)
         start = time.perf_counter()
 
-    solver = GradientSolver(iterations=repeats + 2, tolerance=0)
     solver.solve(problem_of(model, inputs), on_step=on_step)
     return {name: values[2:] for name, values in times.items()}
 
@@ -129,10 +138,9 @@ def own_pass(model: nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def two_steps(model: nn.Module) -> Callable[[], object]:
+def two_steps(model: nn.Module, solver: Solver) -> Callable[[], object]:
     """A run of two steps from the image on."""
     inputs = torch.randn(1, 3, *SIZE)
-    solver = GradientSolver(iterations=2, tolerance=0)
     return lambda: solver.solve(problem_of(model, inputs))
 
 
@@ -204,9 +212,12 @@ def measure_search(repeats: int) -> Record:
     for _ in range(repeats):
         clock = Clock(model)
         start = time.perf_counter()
-        ExtremalPerturbation(clock).optimize(inputs, TARGET, AREAS[:3])
+        search = ExtremalPerturbation(clock, solver=SearchSolver())
+        search.optimize(inputs, TARGET, AREAS[:3])
+        shares.append((time.perf_counter() - start) / clock.seconds - 1)
+        start = time.perf_counter()
+        ExtremalPerturbation(model).optimize(inputs, TARGET, AREAS[:3])
         total = time.perf_counter() - start
-        shares.append(total / clock.seconds - 1)
         ours.append(total)
         if peer is not None:
             theirs.append(torchray_seconds(peer, model, inputs))
@@ -315,10 +326,10 @@ def goals(parts: dict[str, Record]) -> list[tuple[str, float, bool, Record]]:
     """What is measured, its goal, whether that is an upper bound, and the figure."""
     found = []
     for model, record in parts.get("step", {}).items():
-        if model in MODELS:
-            time_name = f"gradient step / model's own forward and backward, {model}"
+        if isinstance(record, dict) and "time" in record:
+            time_name = f"step / model's own forward and backward: {model}"
             found.append((time_name, 1.05, True, record["time"]))
-            memory_name = f"peak memory of a step / of the model's own pass, {model}"
+            memory_name = f"peak memory of a step / of the model's own pass: {model}"
             found.append((memory_name, 1.06, True, record["memory"]))
     if "search" in parts:
         record = parts["search"]
@@ -362,16 +373,6 @@ def origin(parts: dict[str, Record]) -> str:
     return "Measured by `python benchmarks/speed.py`: " + "; ".join(sorted(lines)) + "."
 
 
-def fill_in(text: str, name: str, content: str) -> str:
-    """Replace what stands between the comments `<!-- name -->` and `<!-- end -->`."""
-    start = f"<!-- {name} -->"
-    before, _, rest = text.partition(start)
-    _, end, after = rest.partition("<!-- end -->")
-    if not end:
-        raise ValueError(f"{DOCS} must hold {start} and <!-- end -->")
-    return f"{before}{start}\n{content}\n{end}{after}"
-
-
 PARTS: dict[str, tuple[Callable[[int], Record], int]] = {
     "step": (measure_step, 15),
     "masks": (measure_masks, 9),
@@ -396,9 +397,9 @@ def main(quick: bool, only: str) -> None:
         click.echo(f"{name}: {json.dumps(parts[name])}", err=True)
     if not quick:
         parts = measuring.save(RESULTS, parts)
-        text = fill_in(DOCS.read_text(), "goals", goals_table(parts))
-        text = fill_in(text, "recipe", recipe_table(parts))
-        DOCS.write_text(fill_in(text, "origin", origin(parts)))
+        text = measuring.fill_in(DOCS.read_text(), "goals", goals_table(parts))
+        text = measuring.fill_in(text, "recipe", recipe_table(parts))
+        DOCS.write_text(measuring.fill_in(text, "origin", origin(parts)))
     click.echo(f"{goals_table(parts)}\n\n{recipe_table(parts)}\n\n{origin(parts)}")
 
 

@@ -18,7 +18,7 @@ from captum_extremal.perturbations import (
     Perturbation,
     apply_mask,
 )
-from captum_extremal.result import ExtremalResult
+from captum_extremal.result import Extremality, ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
 from captum_extremal.solvers import (
     GradientSolver,
@@ -35,6 +35,7 @@ __all__ = [
     "BlurPerturbation",
     "ExtremalPerturbation",
     "ExtremalResult",
+    "Extremality",
     "FadePerturbation",
     "GradientSolver",
     "LevelSetSolver",

@@ -33,7 +33,12 @@ from captum_extremal.models import LoadedModel, load_model
 from captum_extremal.perturbations import Perturbation, apply_mask
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import Game
-from captum_extremal.solvers import SearchSolver
+from captum_extremal.solvers import (
+    GradientSolver,
+    LevelSetSolver,
+    SearchSolver,
+    Solver,
+)
 from captum_extremal.visualization import plot_result
 
 if TYPE_CHECKING:
@@ -92,6 +97,13 @@ def _parse_areas(
 
 Command = Callable[..., None]
 
+# Name -> the solver, and what its budget is called.
+_SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
+    "level-set": (LevelSetSolver, "iterations"),
+    "search": (SearchSolver, "evaluations"),
+    "gradient": (GradientSolver, "iterations"),
+}
+
 
 def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Command]:
     """The options of both commands."""
@@ -106,11 +118,22 @@ def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Comma
             help="Fractions of the picture, in (0, 1]; may be repeated.",
         ),
         click.option(
-            "--evaluations",
-            type=click.IntRange(min=1),
-            default=SearchSolver().evaluations,
+            "--solver",
+            type=click.Choice(tuple(_SOLVERS)),
+            default="level-set",
             show_default=True,
-            help="Perturbed pictures that the network sees for each area.",
+            help="How masks are searched.",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            help="Gradients of each mask; of search, perturbed pictures.  "
+            "[default: the solver's own]",
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Seconds after which the masks are taken as they are.",
         ),
         click.option(
             "--device", default="cpu", show_default=True, help="For example cuda."
@@ -279,7 +302,7 @@ class _Settings:
 
     areas: tuple[float, ...]
     device: torch.device
-    solver: SearchSolver
+    solver: Solver
     game: Game = "preservation"
     perturbation: str = "blur"
     seed: int = 0
@@ -287,15 +310,19 @@ class _Settings:
     @classmethod
     def of(
         cls,
-        evaluations: int,
+        solver: str,
+        steps: int | None,
+        time_limit: float | None,
         device: str,
         threads: int | None,
         **options: Any,  # noqa: ANN401
     ) -> _Settings:
         if threads is not None:
             torch.set_num_threads(threads)
-        solver = SearchSolver(evaluations=evaluations)
-        return cls(device=torch.device(device), solver=solver, **options)
+        kind, budget = _SOLVERS[solver]
+        given = {} if steps is None else {budget: steps}
+        made = kind(**given, time_limit=time_limit)
+        return cls(device=torch.device(device), solver=made, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn
 
@@ -38,7 +39,7 @@ from captum_extremal.perturbations import (
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
-from captum_extremal.solvers import Problem, SearchSolver, Solution, Solver
+from captum_extremal.solvers import LevelSetSolver, Problem, Solution, Solver
 
 PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
     "blur": BlurPerturbation,
@@ -55,8 +56,9 @@ class ExtremalPerturbation(PerturbationAttribution):
     .. math:: m_a = \operatorname{argmax}_{m \in M, |m| = a} \Phi(m \otimes x)
 
     (eq. 2), where :math:`m \otimes x` is the input with everything outside the mask
-    perturbed, and M a family of smooth masks: unions of disks for the default
-    `SearchSolver`, those of `MaskGenerator` for the paper's `GradientSolver`.
+    perturbed, and M a family of smooth masks: level sets of smooth fields for the
+    default `LevelSetSolver`, unions of disks for `SearchSolver`, which needs no
+    gradients, those of `MaskGenerator` for the paper's `GradientSolver`.
     Convention: mask 1 = kept, 0 = fully perturbed; an area is a fraction of the pixels
     of the input.
 
@@ -65,7 +67,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             Captum. It is neither moved nor put in evaluation mode.
         perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), or an
             object such as `BlurPerturbation` with a ``levels`` method.
-        solver: How masks are searched; None for `SearchSolver` with its defaults.
+        solver: How masks are searched; None for `LevelSetSolver` with its defaults.
         reward: What is to be maximised of the model's output: ``(outputs, target) ->
             (K,)``; None for the target's score.
 
@@ -101,7 +103,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         super().__init__(forward_func)
         _checks.check_callable("forward_func", forward_func)
         self.perturbation = _perturbation(perturbation)
-        self.solver = SearchSolver() if solver is None else solver
+        self.solver = LevelSetSolver() if solver is None else solver
         self.reward = simple_reward if reward is None else reward
         _checks.check_callable("reward", self.reward)
         _checks.check_method("solver", self.solver, "solve")
@@ -204,27 +206,11 @@ class ExtremalPerturbation(PerturbationAttribution):
             An `ExtremalResult`.
         """
         is_tuple = isinstance(inputs, tuple)
-        tensors = as_tuple(inputs)
-        _checks.check_inputs(tensors)
         areas = _checks.check_areas(areas)
-        _checks.check_choice("game", game, tuple(GAMES))
-        perturbations_per_eval = _checks.check_count(
-            "perturbations_per_eval", perturbations_per_eval
-        )
         seed = _checks.check_count("seed", seed, minimum=0)
-        check_target(target, len(tensors[0]))
-        self._check_model()
-        device = tensors[0].device
-        with as_found(self.forward_func, device), torch.inference_mode(False):
-            with torch.no_grad():
-                tensors = tuple(tensor.detach().clone() for tensor in tensors)
-                if not all(tensor.isfinite().all() for tensor in tensors):
-                    raise ValueError("inputs must be finite, got NaN or infinity")
-                levels = tuple(self._levels(tensor) for tensor in tensors)
-            score = self._score(
-                len(tensors[0]), target, additional_forward_args, device
-            )
-            problem = Problem(score, levels, areas, game, perturbations_per_eval)
+        with self._problem(
+            inputs, target, areas, additional_forward_args, game, perturbations_per_eval
+        ) as problem:
             input_score = _score_of(problem, 1.0, "untouched")
             perturbed_score = _score_of(problem, 0.0, "fully perturbed")
             solution = self._solve(problem, seed, show_progress)
@@ -245,6 +231,90 @@ class ExtremalPerturbation(PerturbationAttribution):
             },
             settings=self._settings(game, seed),
         )
+
+    def evaluate(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        masks: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+    ) -> Tensor:
+        """What masks of any origin are worth: the reward that a solver maximises.
+
+        Args:
+            inputs: As in `attribute`.
+            masks: (N, A, 1, *S) in [0, 1], 1 = kept; a tuple of them if ``inputs`` is
+                one. Their areas are the caller's business.
+            target: As in `attribute`.
+            additional_forward_args: As in `attribute`.
+            game: As in `attribute`.
+            perturbations_per_eval: As in `attribute`.
+
+        Returns:
+            Rewards, (N, A).
+
+        Raises:
+            ValueError: If ``masks`` do not fit ``inputs`` or leave [0, 1], or another
+                argument's value is out of range.
+            TypeError: If an argument is of the wrong type.
+
+        Example:
+            >>> import torch
+            >>> method = ExtremalPerturbation(lambda x: x.mean((1, 2)), "fade")
+            >>> masks = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 0.5]]]])
+            >>> method.evaluate(torch.ones(1, 1, 4), masks)
+            tensor([[0.2500, 0.6250]])
+        """
+        tensors = as_tuple(inputs)
+        _checks.check_inputs(tensors)
+        _check_masks(masks, tensors, isinstance(inputs, tuple))
+        given = masks if isinstance(masks, tuple) else (masks,)
+        num_areas = given[0].shape[1]
+        # Any areas will do: a problem is asked for rewards alone.
+        areas = (1.0,) * num_areas
+        with self._problem(
+            inputs, target, areas, additional_forward_args, game, perturbations_per_eval
+        ) as problem:
+            flat = tuple(
+                m.detach().to(problem.device, torch.float32).flatten(0, 1)
+                for m in given
+            )
+            cells = torch.arange(problem.num_cells, device=problem.device)
+            return problem.rewards(flat, cells).view(-1, num_areas)
+
+    @contextmanager
+    def _problem(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target,
+        areas: Sequence[float],
+        additional_forward_args: object,
+        game: Game,
+        perturbations_per_eval: int,
+    ) -> Iterator[Problem]:
+        """The checked arguments as a problem, while the model is left as found."""
+        tensors = as_tuple(inputs)
+        _checks.check_inputs(tensors)
+        _checks.check_choice("game", game, tuple(GAMES))
+        perturbations_per_eval = _checks.check_count(
+            "perturbations_per_eval", perturbations_per_eval
+        )
+        check_target(target, len(tensors[0]))
+        self._check_model()
+        device = tensors[0].device
+        with as_found(self.forward_func, device), torch.inference_mode(False):
+            with torch.no_grad():
+                tensors = tuple(tensor.detach().clone() for tensor in tensors)
+                if not all(tensor.isfinite().all() for tensor in tensors):
+                    raise ValueError("inputs must be finite, got NaN or infinity")
+                levels = tuple(self._levels(tensor) for tensor in tensors)
+            score = self._score(
+                len(tensors[0]), target, additional_forward_args, device
+            )
+            yield Problem(score, levels, areas, game, perturbations_per_eval)
 
     def _levels(self, inputs: Tensor) -> Tensor:
         """Perturbed versions of the inputs, from an object that may be the caller's."""
@@ -325,9 +395,9 @@ class ExtremalPerturbation(PerturbationAttribution):
 
 
 def _caller_level() -> int:
-    """The ``stacklevel``, seen from the caller, of the first frame outside Captum."""
+    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001
-    inside = ("captum", "captum_extremal")
+    inside = ("captum", "captum_extremal", "contextlib")
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     return level
@@ -339,6 +409,35 @@ def _perturbation(choice: str | Perturbation) -> Perturbation:
         return PERTURBATIONS[choice]()
     _checks.check_method("perturbation", choice, "levels")
     return choice
+
+
+def _check_masks(
+    masks: Tensor | tuple[Tensor, ...], tensors: tuple[Tensor, ...], is_tuple: bool
+) -> None:
+    if isinstance(masks, tuple) != is_tuple:
+        raise TypeError(
+            "masks must be a tuple if inputs are one, and a tensor if not, got "
+            f"{type(masks).__name__}"
+        )
+    given = masks if isinstance(masks, tuple) else (masks,)
+    if len(given) != len(tensors):
+        raise ValueError(
+            f"masks must be as many as inputs, {len(tensors)}, got {len(given)}"
+        )
+    for mask, tensor in zip(given, tensors, strict=True):
+        _checks.check_floating("masks", mask)
+        num_areas = mask.shape[1] if mask.dim() > 1 else 0
+        legal = (len(tensor), num_areas, 1, *tensor.shape[2:])
+        if num_areas == 0 or tuple(mask.shape) != legal:
+            sizes = ", ".join(map(str, tensor.shape[2:]))
+            raise ValueError(
+                f"masks must be of shape ({len(tensor)}, A, 1, {sizes}), got "
+                f"{tuple(mask.shape)}"
+            )
+        if mask.shape[1] != given[0].shape[1]:
+            raise ValueError("masks must be of the same number of areas for all inputs")
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError("masks must lie in [0, 1], got other values")
 
 
 def _one_score_each(rewards: Tensor, count: int) -> Tensor:

@@ -38,6 +38,8 @@ class Field:
 
     Attributes:
         points: Number of lattice points along each axis.
+        size: As given.
+        device: As given.
 
     Example:
         >>> field = Field((224, 224), 7, torch.device("cpu"))
@@ -49,6 +51,7 @@ class Field:
 
     def __init__(self, size: Sequence[int], step: int, device: torch.device) -> None:
         self.size = tuple(size)
+        self.device = device
         self.points = [max(1, round(side / step)) for side in size]
         self._bases = [
             _gaussians(side, count, device)
@@ -131,6 +134,31 @@ def smooth_edges(regions: Tensor, width: float) -> Tensor:
     signed = torch.where(regions, inside, -outside)
     slope = (signed / width).clamp_(-1, 1)
     return slope.mul_(math.pi / 2).sin_().mul_(0.5).add_(0.5).unsqueeze(1)
+
+
+def random_regions(
+    field: Field, counts: Sequence[int], number: int, generator: torch.Generator
+) -> Tensor:
+    """The level sets of fields with random parameters.
+
+    Args:
+        field: Its parameters are drawn from the standard normal distribution.
+        counts: Pixels of each of the A areas.
+        number: Regions of each area.
+        generator: The only source of randomness, on the CPU.
+
+    Returns:
+        (number * A, *size) bool; the areas take turns.
+
+    Example:
+        >>> field = Field((8, 8), 2, torch.device("cpu"))
+        >>> regions = random_regions(field, [4, 16], 2, torch.Generator())
+        >>> regions.flatten(1).sum(dim=1)
+        tensor([ 4, 16,  4, 16])
+    """
+    shape = (number * len(counts), *field.points)
+    params = torch.randn(shape, generator=generator).to(field.device)
+    return largest(field(params), counts)
 
 
 def _distances(targets: Tensor, width: float) -> Tensor:

@@ -7,18 +7,28 @@ scores that grow with the area are monotonic evidence (eq. 8).
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from captum_extremal._checks import check_count
+from captum_extremal.area import area_count
+from captum_extremal.level_sets import Field, random_regions, smooth_edges
+from captum_extremal.masks import default_step
+from captum_extremal.solvers import LevelSetSolver, SearchSolver, Solver
+
 _FORMAT = "captum_extremal.ExtremalResult/1"
+_TOGETHER = 8  # random masks of each area that are scored in one go
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +108,103 @@ class ExtremalResult:
         counts = areas[order] < a_star.reshape(-1, 1)
         falls = self.scores[:, order].diff(dim=1) < 0
         return ~(falls & counts[:, 1:]).any(dim=1)
+
+    def rejudge(
+        self,
+        method: Method,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,  # noqa: ANN401
+        additional_forward_args: object = None,
+        *,
+        solvers: Mapping[str, Solver] | None = None,
+        random_masks: int = 64,
+        perturbations_per_eval: int = 16,
+        seed: int = 1,
+    ) -> Extremality:
+        """How extremal these masks are: what rivals of the same areas are worth.
+
+        By eq. 2 a mask is the best of its area. That cannot be proven, but it can be
+        challenged: by the same solver with another seed, by the other one, and by
+        random smooth masks. All are scored by ``method`` in the game of this result.
+
+        Args:
+            method: What made this result, with the model: an `ExtremalPerturbation`.
+            inputs: Those of the result, as are the next two.
+            target: See above.
+            additional_forward_args: See above.
+            solvers: Rivals by name; None for ``again`` (the method's own) and
+                ``search`` (`SearchSolver`; `LevelSetSolver` if that is the method's).
+            random_masks: Random smooth masks of each area: level sets of fields with
+                random parameters. 0 for none.
+            perturbations_per_eval: As in `ExtremalPerturbation.attribute`.
+            seed: Of the solvers and of the random masks. That of the result itself
+                would only repeat it.
+
+        Returns:
+            An `Extremality`.
+
+        Raises:
+            ValueError: If ``inputs`` are not of the shape of this result's masks, or
+                ``random_masks`` is negative.
+
+        Example:
+            >>> from captum_extremal import ExtremalPerturbation
+            >>> def top(x):
+            ...     return x[:, 0, :8].mean((1, 2))
+            >>> method = ExtremalPerturbation(top, perturbation="fade")
+            >>> x = torch.ones(1, 1, 32, 32)
+            >>> result = method.optimize(x, areas=[0.1, 0.25])
+            >>> verdict = result.rejudge(method, x, random_masks=8)
+            >>> sorted(verdict.rivals)
+            ['again', 'random', 'search']
+            >>> bool((verdict.rewards > verdict.rivals["random"]).all())
+            True
+        """
+        check_count("random_masks", random_masks, minimum=0)
+        options = {
+            "game": self.settings.get("game", "preservation"),
+            "perturbations_per_eval": perturbations_per_eval,
+        }
+        call = (target, additional_forward_args)
+        rewards = method.evaluate(inputs, self.masks, *call, **options)
+        rivals = {}
+        for name, solver in (solvers or _rivals_of(method.solver)).items():
+            rival = copy.copy(method)
+            rival.solver = solver
+            found = rival.optimize(
+                inputs,
+                target,
+                self.areas,
+                additional_forward_args,
+                seed=seed,
+                **options,
+            )
+            rivals[name] = method.evaluate(inputs, found.masks, *call, **options)
+        if random_masks:
+            generator = torch.Generator().manual_seed(seed)
+            best = []
+            for start in range(0, random_masks, _TOGETHER):
+                number = min(_TOGETHER, random_masks - start)
+                masks = self._random(number, generator)
+                drawn = method.evaluate(inputs, masks, *call, **options)
+                best.append(drawn.unflatten(1, (number, -1)).amax(dim=1))
+            rivals["random"] = torch.stack(best).amax(dim=0)
+        return Extremality(rewards, rivals)
+
+    def _random(
+        self, number: int, generator: torch.Generator
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Random smooth masks of this result's areas, (N, number * A, 1, *S)."""
+        found = []
+        for mask in self._mask_tuple():
+            size = tuple(mask.shape[3:])
+            pixels = math.prod(size)
+            field = Field(size, default_step(size), mask.device)
+            counts = [area_count(pixels, area) for area in self.areas]
+            regions = random_regions(field, counts, number * len(mask), generator)
+            width = LevelSetSolver().edge * float(pixels ** (1 / len(size)))
+            found.append(smooth_edges(regions, width).unflatten(0, (len(mask), -1)))
+        return tuple(found) if isinstance(self.masks, tuple) else found[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file; its JSON sits in the metadata.
@@ -182,6 +289,53 @@ class ExtremalResult:
 
     def _mask_tuple(self) -> tuple[Tensor, ...]:
         return self.masks if isinstance(self.masks, tuple) else (self.masks,)
+
+
+@dataclass(frozen=True, eq=False)
+class Extremality:
+    """Rewards of masks beside the best that rivals of the same areas reach.
+
+    Attributes:
+        rewards: Of the masks in question, (N, A).
+        rivals: For each rival its rewards, (N, A).
+
+    Example:
+        >>> rivals = {"random": torch.tensor([[1.0]])}
+        >>> verdict = Extremality(torch.tensor([[3.0]]), rivals)
+        >>> verdict.margin(), verdict.is_best()
+        (tensor([[2.]]), tensor([[True]]))
+    """
+
+    rewards: Tensor
+    rivals: dict[str, Tensor]
+
+    def margin(self) -> Tensor:
+        """How far the masks are above their best rival, (N, A); inf without one."""
+        if not self.rivals:
+            return torch.full_like(self.rewards, torch.inf)
+        return self.rewards - torch.stack(list(self.rivals.values())).amax(dim=0)
+
+    def is_best(self) -> Tensor:
+        """Whether no rival scores higher, (N, A) bool."""
+        return self.margin() >= 0
+
+
+class Method(Protocol):
+    """What `ExtremalResult.rejudge` needs of an `ExtremalPerturbation`."""
+
+    solver: Solver
+
+    def optimize(self, *args: Any, **kwargs: Any) -> ExtremalResult:  # noqa: ANN401
+        """Inputs -> masks."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        """Inputs and masks -> rewards."""
+
+
+def _rivals_of(solver: Solver) -> dict[str, Solver]:
+    if isinstance(solver, SearchSolver):
+        return {"again": solver, "level set": LevelSetSolver()}
+    return {"again": solver, "search": SearchSolver()}
 
 
 _SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")

@@ -118,7 +118,7 @@ def test_the_method_can_be_copied_and_pickled(copied):
 @pytest.mark.parametrize(
     "option",
     [
-        GradientSolver(iterations=7, jitter=2),
+        GradientSolver(iterations=7, jitter=0.1),
         BlurPerturbation(num_levels=3, sigma_max=2.0),
         contrastive_reward,
     ],
@@ -602,7 +602,7 @@ def test_a_batch_gives_what_its_examples_give_one_by_one(game):
 
 def test_jitter_and_mirror_are_the_same_for_all_examples():
     model, inputs = ConvNet(3).eval(), varied((3, 3, 12, 12))
-    solver = GradientSolver(iterations=8, jitter=3, mirror=True)
+    solver = GradientSolver(iterations=8, jitter=0.2, mirror=True)
     method = method_of(model, solver=solver)
     found = method.attribute(inputs, 0, AREAS)
     for index in range(3):
@@ -942,7 +942,7 @@ def test_models_with_operations_in_place():
 
 
 def test_the_global_generator_neither_moves_nor_matters():
-    solver = GradientSolver(iterations=8, jitter=3)
+    solver = GradientSolver(iterations=8, jitter=0.2)
     method = method_of(ConvNet(3).eval(), solver=solver)
     inputs = varied()
     torch.manual_seed(1)

@@ -53,7 +53,7 @@ def run(folder, tmp_path, monkeypatch):
                 "--model=torchvision:squeezenet1_1",
                 f"--weights={folder / weights}",
                 f"--size={SIZE}",
-                "--evaluations=40",
+                "--steps=3",
                 *map(str, args),
             ],
         )
@@ -172,7 +172,7 @@ def test_the_probability_is_that_of_the_kept_picture(run, tmp_path, folder):
 
 def test_progress_is_shown_on_stderr(run):
     done = run("--areas=0.1")
-    assert "40/40" in done.stderr
+    assert "3/3" in done.stderr
     assert "3/3" not in done.stdout
 
 
@@ -207,10 +207,24 @@ def test_size(result_of):
     assert result_of("--areas=0.1", "--size=40").masks.shape[-2:] == (40, 40)
 
 
-def test_evaluations(result_of):
+def test_steps(result_of):
     assert result_of("--areas=0.1").history["reward"].shape == (1, 1, 3)
-    longer = result_of("--areas=0.1", "--evaluations=90")
+    longer = result_of("--areas=0.1", "--steps=5")
     assert longer.history["reward"].shape == (1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"), [("search", "SearchSolver", 2), ("gradient", "Grad", 20)]
+)
+def test_solver(result_of, name, kind, rows):
+    result = result_of("--areas=0.1", f"--solver={name}", "--steps=20")
+    assert result.settings["solver"].startswith(kind)
+    assert result.history["reward"].shape == (1, 1, rows)
+
+
+def test_time_limit(result_of):
+    result = result_of("--areas=0.1", "--steps=10000", "--time-limit=0.5")
+    assert result.history["reward"][0, 0].isnan().any()
 
 
 def test_target_by_index_is_another_score(run, result_of):
@@ -231,7 +245,8 @@ def test_target_by_name(run, name):
 
 def test_game(result_of):
     games = "preservation", "deletion", "hybrid"
-    results = [result_of("--areas=0.1", f"--game={game}") for game in games]
+    options = "--areas=0.1", "--solver=search", "--steps=40"
+    results = [result_of(*options, f"--game={game}") for game in games]
     assert [result.settings["game"] for result in results] == list(games)
     kept, removed, both = (result.history["reward"][0, 0, -1] for result in results)
     assert float(kept) == pytest.approx(float(results[0].scores), abs=1e-4)
@@ -293,7 +308,7 @@ def input_score(result_of, folder):
 
     def score(picture, name="picture.png", **options):
         picture.save(folder / name, **options)
-        result = result_of("--areas=0.1", "--evaluations=1", "--target=0", image=name)
+        result = result_of("--areas=0.1", "--steps=1", "--target=0", image=name)
         return float(result.input_score)
 
     return score
@@ -353,7 +368,9 @@ ERRORS = {
     "--game=chess": "Invalid value for '--game': 'chess' is not one of",
     "--perturbation=x": "Invalid value for '--perturbation': 'x' is not one of",
     "--seed=x": "Invalid value for '--seed': 'x' is not a valid integer",
-    "--evaluations=0": "Invalid value for '--evaluations': 0 is not in the range",
+    "--steps=0": "Invalid value for '--steps': 0 is not in the range",
+    "--solver=x": "Invalid value for '--solver': 'x' is not one of",
+    "--time-limit=0": "Invalid value for '--time-limit': 0",
     "--threads=0": "Invalid value for '--threads': 0 is not in the range",
     "--size=2": "model cannot take pictures of 2 x 2 pixels: Calculated",
     "--device=abacus": "Expected one of cpu, cuda",
@@ -498,7 +515,7 @@ def test_demo(tmp_path):
         reason = f"{package} is not installed: the demo extra"
         pytest.importorskip(package, reason=reason)
     folder = tmp_path / "figures"
-    args = ["demo", f"--output={folder}", "--areas=0.2", "--evaluations=60"]
+    args = ["demo", f"--output={folder}", "--areas=0.2", "--steps=10"]
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.output
     names = [line.split()[0] for line in done.stdout.splitlines() if "input  " in line]
@@ -515,7 +532,7 @@ def test_demo(tmp_path):
 
 def test_demo_of_one_picture(tmp_path):
     pytest.importorskip("timm", reason="timm is not installed: the demo extra")
-    args = ["demo", f"--output={tmp_path}", "--areas=0.2", "--evaluations=1"]
+    args = ["demo", f"--output={tmp_path}", "--areas=0.2", "--steps=1"]
     done = CliRunner().invoke(main, [*args, "--picture=chelsea"])
     assert done.exit_code == 0, done.output
     assert [path.name for path in tmp_path.iterdir()] == ["chelsea.png"]

@@ -55,7 +55,7 @@ def waiting_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"jitter": 2}, {"area_scope": "canvas", "profile": "torchray"}]
+    "settings", [{}, {"jitter": 0.1}, {"area_scope": "canvas", "profile": "torchray"}]
 )
 def test_steps_between_checks_do_not_wait(settings, waiting_is_an_error):
     solver = GradientSolver(iterations=10, patience=5, tolerance=0, **settings)

@@ -17,7 +17,7 @@ from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
-from captum_extremal.solvers import GradientSolver, SearchSolver, Solution
+from captum_extremal.solvers import GradientSolver, LevelSetSolver, Solution
 from tiny_models import (
     Blocks,
     ConvNet,
@@ -197,7 +197,7 @@ def test_the_same_call_gives_the_same_masks():
 def test_the_defaults():
     method = ExtremalPerturbation(Blocks())
     assert method.perturbation == BlurPerturbation()
-    assert method.solver == SearchSolver()
+    assert method.solver == LevelSetSolver()
     assert method.reward is simple_reward
     assert DEFAULT_AREAS == (0.05, 0.1, 0.2)
 
@@ -363,7 +363,7 @@ def test_the_solver_is_used_as_it_is():
 
 
 def test_the_seed_matters_where_something_is_random():
-    solver = GradientSolver(iterations=8, jitter=3)
+    solver = GradientSolver(iterations=8, jitter=0.2)
     method = method_of(ConvNet(3).eval(), solver=solver)
     one = method.optimize(varied(), 0, seed=1).masks
     assert torch.equal(one, method.optimize(varied(), 0, seed=1).masks)

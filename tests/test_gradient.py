@@ -129,7 +129,7 @@ OPTIONS = {
     "profile": "torchray",
     "area_scope": "canvas",
     "mirror": True,
-    "jitter": 2,
+    "jitter": 0.2,
 }
 
 
@@ -145,7 +145,7 @@ def test_every_option_changes_the_outcome(option):
 
 
 def test_the_seed_draws_the_jitter_and_nothing_else():
-    shaken = dataclasses.replace(FAST, jitter=2)
+    shaken = dataclasses.replace(FAST, jitter=0.2)
     one, same, other = (solve(shaken, seed=s).masks[0] for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -206,7 +206,7 @@ def test_presets_run_as_they_are(name):
     [
         ("iterations", 0, "iterations must be at least 1, got 0"),
         ("patience", 0, "patience must be at least 1, got 0"),
-        ("jitter", -1, "jitter must be at least 0, got -1"),
+        ("jitter", -1, "jitter must be finite and at least 0, got -1"),
         ("learning_rate", 0.0, "learning_rate must be positive and finite, got 0.0"),
         ("momentum", -0.1, "momentum must be finite and at least 0, got -0.1"),
         ("area_scope", "all", "area_scope must be 'image' or 'canvas', got 'all'"),
@@ -230,7 +230,7 @@ def test_views_of_a_tuple_follow_each_tensors_own_axes():
         seen.append(x[1].detach().clone())
         return x[0].sum(dim=(1, 2, 3)) + x[1].sum(dim=(1, 2))
 
-    solver = GradientSolver(iterations=8, jitter=3)
+    solver = GradientSolver(iterations=8, jitter=0.2)
     solver.solve(Problem(score, levels, (0.5,)))
     for signal in seen:
         assert signal[0, 0].max() <= 20, "channels must not be shifted"

@@ -26,7 +26,9 @@ from captum_extremal._checks import (
 )
 from captum_extremal.area import AreaWeight, area_loss, match_area
 from captum_extremal.masks import MaskGenerator, Profile
-from captum_extremal.solvers.problem import Masks, Problem, Solution, View
+from captum_extremal.solvers.anytime import stopping
+from captum_extremal.solvers.problem import Masks, Problem, Solution
+from captum_extremal.solvers.views import copy_of, random_shifts
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ class GradientSolver:
         mirror: Show the model the mirrored image on every even iteration, counted
             from 0; for inputs with two spatial dimensions only. It steadies the
             masks of photographs; of a model that tells left from right it shows both.
-        jitter: Shift the perturbed input by up to this many pixels along each axis,
-            at random at every iteration, wrapping around; the same for all cells.
+        jitter: Shift the perturbed input by up to this fraction of each side, at
+            random at every iteration; the same for all cells.
         tolerance: See above; 0 never finishes early.
         patience: See above.
+        time_limit: Seconds after which the descent ends early; None for no limit. A
+            run that ends early, also by Ctrl-C, delivers the masks that it has then.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -85,17 +89,21 @@ class GradientSolver:
     profile: Profile = "smooth"
     area_scope: Literal["image", "canvas"] = "image"
     mirror: bool = True
-    jitter: int = 0
+    jitter: float = 0.0
     tolerance: float = 1e-3
     patience: int = 25
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         check_count("iterations", self.iterations)
         check_count("patience", self.patience)
-        check_count("jitter", self.jitter, minimum=0)
         check_positive("learning_rate", self.learning_rate)
-        for name in ("momentum", "dampening", "tolerance"):
+        for name in ("momentum", "dampening", "tolerance", "jitter"):
             check_non_negative(name, getattr(self, name))
+        if self.jitter > 0.5:
+            raise ValueError(f"jitter must lie in [0, 0.5], got {self.jitter}")
+        if self.time_limit is not None:
+            check_positive("time_limit", self.time_limit)
         check_choice("area_scope", self.area_scope, ("image", "canvas"))
         check_callable("area_weight", self.area_weight)
         # The mask's settings are checked by the generator of a smallest input.
@@ -176,14 +184,16 @@ class _Descent:
 
     def run(self, on_step: Callable[[int], object]) -> Solution:
         iterations, patience = self.settings.iterations, self.settings.patience
-        for iteration in range(iterations):
-            self._step(iteration)
-            on_step(1)
-            if (iteration + 1) % patience == 0 or iteration + 1 == iterations:
-                self._check_finite(iteration)
-                self._retire_still_cells()
-                if not len(self.active):
-                    break
+        with stopping(self.settings.time_limit) as stopped:
+            for iteration in range(iterations):
+                self._step(iteration)
+                on_step(1)
+                last = iteration + 1 == iterations or stopped()
+                if (iteration + 1) % patience == 0 or last:
+                    self._check_finite(iteration)
+                    self._retire_still_cells()
+                    if last or not len(self.active):
+                        break
         return self._solution()
 
     def _step(self, iteration: int) -> None:
@@ -200,7 +210,8 @@ class _Descent:
             losses = [area_loss(mask, self.areas[cells]) for mask in scope]
             area_losses = torch.stack(losses).sum(dim=0)
         shown = tuple(mask.detach() for mask in masks)
-        view = self._view(iteration)
+        shifts = random_shifts(self.random, self.settings.jitter)
+        view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
         rewards, reward_gradients = self.problem.gradients(shown, cells, view)
         weight = self.settings.area_weight(iteration, self.settings.iterations)
         directions = torch.autograd.grad(
@@ -210,20 +221,6 @@ class _Descent:
         )
         self._ascend(cells, directions)
         self._record(iteration, cells, rewards, area_losses.detach(), shown)
-
-    def _view(self, iteration: int) -> View:
-        """Mirrored on every even iteration, shifted by a random number of pixels."""
-        mirror = self.settings.mirror and iteration % 2 == 0
-        jitter = self.settings.jitter
-        shifts = [self.random.randint(-jitter, jitter) for _ in range(3)]
-
-        def view(inputs: Tensor) -> Tensor:
-            dims = list(range(2, inputs.dim()))
-            own = shifts[: len(dims)]
-            shown = inputs.roll(own, dims) if any(own) else inputs
-            return shown.flip(-1) if mirror and len(dims) == 2 else shown
-
-        return view
 
     def _ascend(self, cells: Tensor, directions: Sequence[Tensor]) -> None:
         for params, direction in zip(self.params, directions, strict=True):

@@ -184,7 +184,7 @@ def _gradient(reward: Tensor, leaves: Masks) -> Masks:
         raise RuntimeError(
             "no gradient reaches the mask through forward_func: its output is cut off "
             "from its input (detach, no_grad, NumPy or an integer step inside); a "
-            "gradient solver needs a differentiable model"
+            "gradient solver needs a differentiable model. SearchSolver() needs none"
         )
     return tuple(
         torch.zeros_like(leaf) if gradient is None else gradient

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._checks import check_count, check_non_negative
+from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
+from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.surrogate import upper_bound
 
@@ -58,6 +59,8 @@ class SearchSolver:
         proposals: Random changes among which the process chooses a round's batch.
         elites: Best sets that are changed.
         exploration: Standard deviations that are added to the expected score.
+        time_limit: Seconds after which no further round begins; None for no limit. A
+            run that ends early, also by Ctrl-C, delivers the best masks seen.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -81,12 +84,15 @@ class SearchSolver:
     proposals: int = 96
     elites: int = 3
     exploration: float = 0.5
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("evaluations", "batch", "proposals", "elites"):
             check_count(name, getattr(self, name))
         for name in ("edge", "exploration"):
             check_non_negative(name, getattr(self, name))
+        if self.time_limit is not None:
+            check_positive("time_limit", self.time_limit)
 
     @property
     def total_steps(self) -> int:
@@ -129,17 +135,18 @@ class _Search:
         ]
 
     def run(self, on_step: Callable[[int], object]) -> Solution:
-        used = self._score_singles()
-        on_step(used)
-        history = []
-        while used < self.settings.evaluations:
-            count = min(self.settings.batch, self.settings.evaluations - used)
-            if not self.cells[0].rewards:
-                count = 1  # the set of the best single disks
-            self._score_round(count)
-            on_step(count)
-            used += count
-            history.append(torch.tensor([cell.best_reward for cell in self.cells]))
+        history: list[Tensor] = []
+        with stopping(self.settings.time_limit) as stopped:
+            used = self._score_singles()
+            on_step(used)
+            while used < self.settings.evaluations and not (history and stopped()):
+                count = min(self.settings.batch, self.settings.evaluations - used)
+                if not history:
+                    count = 1  # the set of the best single disks
+                self._score_round(count)
+                on_step(count)
+                used += count
+                history.append(torch.tensor([cell.best_reward for cell in self.cells]))
         series = torch.stack(history).to(self.problem.device)
         return Solution(self._masks_of_the_best(), {"reward": series})
 
@@ -293,6 +300,7 @@ class _Cell:
         self.singles: list[_Singles] = []
         self.rewards: dict[Candidate, float] = {}
         self.features = torch.empty(0)
+        self.proposed: dict[Candidate, Tensor] = {}  # and their features
         self.radii = [
             (
                 lat.radius_of(min(_DISKS[0], area / 2)),
@@ -316,19 +324,25 @@ class _Cell:
 
     def learn(self, rewards: dict[Candidate, float]) -> None:
         if rewards:
-            features, _ = self._describe(list(rewards))
+            features = torch.stack([self.proposed[c] for c in rewards])
             known = self.features.view(-1, features.shape[1])
             self.features = torch.cat([known, features])
             self.rewards.update(rewards)
 
     def propose(self, count: int) -> list[Candidate]:
         """The next candidates to score, at most ``count``."""
+        candidates, features = self._promising(count)
+        self.proposed = dict(zip(candidates, features, strict=True))
+        return candidates
+
+    def _promising(self, count: int) -> tuple[list[Candidate], Tensor]:
         if not self.rewards:
-            return [self._first()]
+            first = [self._first()]
+            return first, self._describe(first)[0]
         wanted = self.settings.proposals if len(self.rewards) > 1 else count
         candidates, features = self._changes(wanted)
         if len(candidates) <= count:
-            return candidates
+            return candidates, features
         ratings = upper_bound(
             self.features,
             torch.tensor(list(self.rewards.values())),
@@ -336,7 +350,7 @@ class _Cell:
             self.settings.exploration,
         )
         chosen = ratings.topk(count).indices.tolist()
-        return [candidates[index] for index in chosen]
+        return [candidates[index] for index in chosen], features[chosen]
 
     def _first(self) -> Candidate:
         """The best single disks, as many as reach the area."""

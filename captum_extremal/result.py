@@ -168,7 +168,8 @@ class ExtremalResult:
         call = (target, additional_forward_args)
         rewards = method.evaluate(inputs, self.masks, *call, **options)
         rivals = {}
-        for name, solver in (solvers or _rivals_of(method.solver)).items():
+        rival_solvers = _rivals_of(method.solver) if solvers is None else solvers
+        for name, solver in rival_solvers.items():
             rival = copy.copy(method)
             rival.solver = solver
             found = rival.optimize(

@@ -686,3 +686,97 @@ def test_a_baseline_that_does_not_fit():
     method = method_of(Blocks(), perturbation=FadePerturbation(torch.zeros(5, 5)))
     with pytest.raises(ValueError, match=r"^baseline must broadcast to the inputs"):
         method.optimize(constant(), 0)
+
+
+# --- masks of any origin ---
+
+
+@pytest.mark.parametrize("game", ["preservation", "deletion", "hybrid"])
+def test_evaluate_scores_masks_as_the_result_does(game):
+    inputs = varied((2, 3, 16, 16))
+    method = method_of(ConvNet(3).eval())
+    result = method.optimize(inputs, [0, 2], (0.1, 0.3), game=game)
+    rewards = method.evaluate(inputs, result.masks, [0, 2], game=game)
+    expected = {
+        "preservation": result.scores,
+        "deletion": -result.complement_scores,
+        "hybrid": result.scores - result.complement_scores,
+    }[game]
+    torch.testing.assert_close(rewards, expected)
+    chunked = method.evaluate(
+        inputs, result.masks, [0, 2], game=game, perturbations_per_eval=1
+    )
+    torch.testing.assert_close(chunked, rewards)
+
+
+def test_evaluate_of_several_inputs():
+    inputs = (varied((2, 3, 16, 16)), varied((2, 3, 16, 16)))
+    method = method_of(TwoInputs())
+    result = method.optimize(inputs, 1, (0.2, 0.5))
+    torch.testing.assert_close(method.evaluate(inputs, result.masks, 1), result.scores)
+
+
+@pytest.mark.parametrize(
+    ("masks", "kind", "text"),
+    [
+        (torch.ones(1, 2, 16, 16), ValueError, r"masks must be of shape \(1, A, 1, 16"),
+        (torch.ones(2, 2, 1, 16, 16), ValueError, r"masks must be of shape \(1, A, 1"),
+        (torch.ones(1, 0, 1, 16, 16), ValueError, r"masks must be of shape \(1, A, 1"),
+        (torch.full((1, 1, 1, 16, 16), 1.5), ValueError, r"masks must lie in \[0, 1\]"),
+        (torch.full((1, 1, 1, 16, 16), torch.nan), ValueError, "masks must lie in"),
+        (torch.ones(1, 1, 1, 16, 16).int(), TypeError, "masks must be a floating"),
+        ((torch.ones(1, 1, 1, 16, 16),), TypeError, "masks must be a tuple if inputs"),
+    ],
+)
+def test_evaluate_names_bad_masks(masks, kind, text):
+    with pytest.raises(kind, match=text):
+        method_of(Blocks()).evaluate(constant((1, 3, 16, 16)), masks, 0)
+
+
+def test_rejudge_finds_a_better_mask_where_there_is_one():
+    inputs = constant((2, 3, 16, 16))
+    method = method_of(Blocks(), solver=LevelSetSolver(iterations=20, mirror=False))
+    good = method.optimize(inputs, 0, (0.1, 0.25))
+    poor = method.optimize(inputs, 1, (0.1, 0.25))  # masks of another class
+    verdict = good.rejudge(method, inputs, 0, random_masks=10)
+    assert list(verdict.rivals) == ["again", "search", "random"]
+    torch.testing.assert_close(verdict.rewards, good.scores)
+    assert (verdict.rewards > verdict.rivals["random"]).all()
+    challenged = poor.rejudge(method, inputs, 0, random_masks=10)
+    assert not challenged.is_best().any()
+    assert (challenged.margin() < 0).all()
+    torch.testing.assert_close(
+        challenged.margin(),
+        challenged.rewards - torch.stack(list(challenged.rivals.values())).amax(dim=0),
+    )
+
+
+def test_rejudge_asks_the_rivals_that_are_named_and_leaves_the_method_alone():
+    inputs = constant((1, 3, 16, 16))
+    method = method_of(Blocks())
+    result = method.optimize(inputs, 0, (0.25,), game="hybrid")
+    verdict = result.rejudge(
+        method, inputs, 0, solvers={"other": STEPS}, random_masks=0, seed=0
+    )
+    torch.testing.assert_close(verdict.rivals, {"other": verdict.rewards})
+    assert verdict.is_best().all()
+    assert method.solver is STEPS
+    alone = result.rejudge(method, inputs, 0, solvers={}, random_masks=0)
+    assert (alone.margin() == torch.inf).all()
+    with pytest.raises(ValueError, match="random_masks must be at least 0"):
+        result.rejudge(method, inputs, 0, random_masks=-1)
+
+
+def test_random_rivals_have_the_area_and_more_of_them_are_stronger():
+    inputs = constant((1, 3, 16, 16))
+    method = method_of(Blocks())
+    result = method.optimize(inputs, 0, (0.1, 0.5))
+    few, many = (
+        result.rejudge(method, inputs, 0, solvers={}, random_masks=n).rivals["random"]
+        for n in (3, 30)
+    )
+    assert (many >= few).all()
+    assert (many > few).any()
+    masks = result._random(5, torch.Generator().manual_seed(0))
+    assert masks.shape == (1, 10, 1, 16, 16)
+    assert pixels_kept(masks[0]).flatten().tolist() == [26, 128] * 5

@@ -1,6 +1,7 @@
 # make demo           explain real pictures with a real network; figures and a table
 # make test           ruff, mypy --strict, pytest with doctests and architecture checks
 # make lint           ruff and mypy alone
+# make bench          solvers and speed side by side with their peers, a few minutes
 # make test-captum08  the contract with Captum, against captum 0.8
 #
 # Each target builds .venv from setup.cfg where it is missing or older than setup.cfg.
@@ -11,14 +12,14 @@ VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
 CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py
 
-.PHONY: demo test lint test-captum08 clean
+.PHONY: demo test lint bench test-captum08 clean
 
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
 
 # One thread: the demo and the tests are small, and on a busy machine two threads can be
 # many times slower than one.
-demo test test-captum08: export OMP_NUM_THREADS := 1
+demo test bench test-captum08: export OMP_NUM_THREADS := 1
 
 test: lint
 	$(BIN)/python -m pytest
@@ -27,6 +28,14 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+# The quick modes; the docstrings of the two files tell the whole runs, which fill in the
+# tables of docs/. TorchRay's requirements are old, and nothing here needs them.
+bench: $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
+	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2
+	$(BIN)/python benchmarks/quality.py quick
+	$(BIN)/python benchmarks/speed.py --quick
 
 # An overlay in front of the path. Its metadata asks for numpy<2, which nothing here
 # needs: hence no dependencies.

@@ -183,6 +183,25 @@ def test_a_model_without_say_gets_a_mask_all_the_same():
     assert int((mask >= 0.5).sum()) == round(0.3 * 1024)
 
 
+def test_a_model_that_is_blind_to_uniform_masks_is_searched_from_a_random_start():
+    # At a uniform mask the gradient of a squared difference is zero.
+    def contrast(x):
+        halves = x[:, 0, :16].mean(dim=(1, 2)) - x[:, 0, 16:].mean(dim=(1, 2))
+        return halves.square()
+
+    solution = solve(FAST, score=contrast, areas=(0.5,))
+    assert float(contrast(solution.masks[0])) > 0.8
+
+
+def test_all_of_the_input_beside_other_areas():
+    def uneven(x):
+        return (x[:, 0] * (rows + 0.3 * columns)).square().mean(dim=(1, 2))
+
+    (masks,) = solve(FAST, score=uneven, areas=(1.0, 0.2), seed=3).masks
+    assert (masks[0] == 1).all()
+    assert int((masks[1] >= 0.5).sum()) == round(0.2 * 1024)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [

@@ -13,7 +13,8 @@ the edge, since a pixel can enter only where another leaves:
 .. math:: \partial S = \frac{m (1 - m)}{w} \left(g - \bar g\right), \qquad
     \bar g = \frac{\sum_u m (1 - m)\, g}{\sum_u m (1 - m)}
 
-1. start from the gradients of uniform masks, averaged over their height;
+1. start from the gradients of uniform masks, averaged over their height (at random
+   where they are all zero);
 2. repeat: one gradient of each cell, with an edge that narrows from the width of the
    mask to a small part of it; the model is shown shifted copies;
 3. three times, and at the end, a cell takes the field of a neighbouring area where
@@ -27,7 +28,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,9 @@ _SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
 _MOMENTUM = 0.9
 _LAST_RATE = 0.1  # of the learning rate at the end, where it has fallen linearly
 _SAMPLES = 8192  # pixels at least that thresholds are read from
+
+MasksOf = Callable[[Sequence[Tensor], Sequence[float]], Masks]
+"""Fields' parameters, whose rows take the areas in turn -> their masks."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,8 @@ class _Ascent:
             Field(size, settings.mask_step or default_step(size), problem.device)
             for size in problem.sizes
         ]
-        self.edges = [_Edge(size, problem) for size in problem.sizes]
-        self.params = self._start()
+        self.edges = [_Edge(size) for size in problem.sizes]
+        self.params = self._start(seed)
         self.momentum = [torch.zeros_like(params) for params in self.params]
         self.rewards = torch.full(
             (settings.iterations, problem.num_cells), torch.nan, device=problem.device
@@ -181,10 +185,10 @@ class _Ascent:
                 done += 1
         self._check_finite(done)
         self._exchange(self._delivered_masks)
-        masks = self._delivered_masks(self.params, self.cells)
+        masks = self._delivered_masks(self.params, self.problem.areas)
         return Solution(masks, {"reward": self.rewards})
 
-    def _start(self) -> list[Tensor]:
+    def _start(self, seed: int) -> list[Tensor]:
         """The mean gradient of uniform masks of several heights, for all areas."""
         num_areas = len(self.problem.areas)
         first = self.cells[::num_areas]
@@ -199,9 +203,20 @@ class _Ascent:
                 t.to(g) + g.squeeze(1) for t, g in zip(total, gradients, strict=True)
             ]
         return [
-            _standardised(field.adjoint(gradient)).repeat_interleave(num_areas, dim=0)
+            self._or_random(
+                _standardised(field.adjoint(gradient)), seed
+            ).repeat_interleave(num_areas, dim=0)
             for field, gradient in zip(self.fields, total, strict=True)
         ]
+
+    @staticmethod
+    def _or_random(params: Tensor, seed: int) -> Tensor:
+        """Random parameters where no gradient says where to start."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(params.shape[1:], generator=generator).to(params)
+        axes = tuple(range(1, params.dim()))
+        largest_one = params.abs().amax(axes, keepdim=True)
+        return torch.where(largest_one == 0, noise, params)
 
     def _copies(self) -> list[View]:
         """The image itself and, where wanted, its mirror image."""
@@ -219,7 +234,7 @@ class _Ascent:
         shifts = random_shifts(self.random, self.settings.jitter)
         view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
         soft = [
-            edge(field(params), softness, self.cells)
+            edge(field(params), softness, self.problem.areas)
             for edge, field, params in zip(
                 self.edges, self.fields, self.params, strict=True
             )
@@ -247,16 +262,17 @@ class _Ascent:
         return float(first * (last / first) ** part)
 
     def _soft_masks(
-        self, iteration: int, params: Sequence[Tensor], cells: Tensor
+        self, iteration: int, params: Sequence[Tensor], areas: Sequence[float]
     ) -> Masks:
         """What a step of this iteration is about, without its random part."""
         return tuple(
-            edge(field(p), self._softness(iteration), cells)[0].unsqueeze(1)
+            edge(field(p), self._softness(iteration), areas)[0].unsqueeze(1)
             for edge, field, p in zip(self.edges, self.fields, params, strict=True)
         )
 
-    def _delivered_masks(self, params: Sequence[Tensor], cells: Tensor) -> Masks:
-        areas = [self.problem.areas[cell % len(self.problem.areas)] for cell in cells]
+    def _delivered_masks(
+        self, params: Sequence[Tensor], areas: Sequence[float]
+    ) -> Masks:
         masks = []
         for field, p in zip(self.fields, params, strict=True):
             pixels = math.prod(field.size)
@@ -265,41 +281,37 @@ class _Ascent:
             masks.append(smooth_edges(regions, width))
         return tuple(masks)
 
-    def _exchange(self, masks_of: Callable[[Sequence[Tensor], Tensor], Masks]) -> None:
+    def _exchange(self, masks_of: MasksOf) -> None:
         """Let each cell have the best of its own field and its neighbours'."""
-        tables = [self.cells]
-        best = self._rewards(masks_of, self.cells, self.cells)
-        for cells, others in self._neighbours():
-            rewards = self._rewards(masks_of, others, cells)
-            better = rewards > best[cells]
-            best[cells] = torch.where(better, rewards, best[cells])
-            source = tables[-1].clone()
-            source[cells] = torch.where(better, others, source[cells])
-            tables.append(source)
-        source = tables[-1]
+        areas = self.problem.areas
+        order = sorted(range(len(areas)), key=areas.__getitem__)
+        every = range(len(areas))
+        best = self._rewards(masks_of, every, every)
+        source = self.cells.clone()
+        for places, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
+            if places:
+                cells, candidates = self._cells_of(places), self._cells_of(others)
+                rewards = self._rewards(masks_of, others, places)
+                better = rewards > best[cells]
+                best[cells] = torch.where(better, rewards, best[cells])
+                source[cells] = torch.where(better, candidates, source[cells])
         self.params = [params[source] for params in self.params]
         self.momentum = [momentum[source] for momentum in self.momentum]
 
     def _rewards(
-        self,
-        masks_of: Callable[[Sequence[Tensor], Tensor], Masks],
-        sources: Tensor,
-        cells: Tensor,
+        self, masks_of: MasksOf, sources: Sequence[int], places: Sequence[int]
     ) -> Tensor:
-        """What the fields of some cells are worth to others, mean over the copies."""
-        masks = masks_of([params[sources] for params in self.params], cells)
+        """What fields of some areas are worth at others, mean over the copies."""
+        params = [params[self._cells_of(sources)] for params in self.params]
+        masks = masks_of(params, [self.problem.areas[place] for place in places])
+        cells = self._cells_of(places)
         copies = [self.problem.rewards(masks, cells, view) for view in self._copies()]
         return torch.stack(copies).mean(dim=0)
 
-    def _neighbours(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Cells and, for each, that of the next smaller or larger area."""
-        areas = self.problem.areas
-        order = sorted(range(len(areas)), key=areas.__getitem__)
-        firsts = self.cells[:: len(areas), None]
-        for cells, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
-            if cells:
-                pair = torch.tensor([cells, others], device=firsts.device)
-                yield (firsts + pair[0]).flatten(), (firsts + pair[1]).flatten()
+    def _cells_of(self, places: Sequence[int]) -> Tensor:
+        """The cells of these areas, of all images, image-major."""
+        firsts = self.cells[:: len(self.problem.areas), None]
+        return (firsts + torch.tensor(list(places), device=firsts.device)).flatten()
 
     def _check_finite(self, done: int) -> None:
         bad = torch.nonzero(~self.rewards[:done].isfinite())
@@ -318,34 +330,47 @@ class _Ascent:
 
 
 class _Edge:
-    """Fields (M, *S) -> soft masks of the cells' areas, and their slopes."""
+    """Fields (K, *S) -> soft masks and slopes; the rows take the areas in turn."""
 
-    def __init__(self, size: Sequence[int], problem: Problem) -> None:
+    def __init__(self, size: Sequence[int]) -> None:
         pixels = math.prod(size)
         stride = max(1, math.floor((pixels / _SAMPLES) ** (1 / len(size))))
         self.every = (slice(None), *[slice(None, None, stride)] * len(size))
         self.samples = math.prod(-(-side // stride) for side in size)
-        self.areas = torch.tensor(problem.areas, device=problem.device)
 
     def __call__(
-        self, values: Tensor, softness: float, cells: Tensor
+        self, values: Tensor, softness: float, areas: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
-        last = self.samples - 1
-        inside = self.areas[cells % len(self.areas), None] * self.samples
-        reach = softness * torch.minimum(inside, self.samples - inside).clamp_min(1)
-        ordered = values[self.every].flatten(1).sort(dim=1, descending=True).values
-
-        def at(rank: Tensor) -> Tensor:
-            return ordered.gather(1, rank.long().clamp(0, last))
-
-        middle = (at(inside - 1) + at(inside)) / 2
-        width = (at(inside - reach) - at(inside + reach)) / 4
+        sampled = values[self.every].flatten(1)
         shape = (-1, *[1] * (values.dim() - 1))
-        width = width.clamp_min(torch.finfo(width.dtype).tiny).view(shape)
-        mask = torch.sigmoid((values - middle.view(shape)) / width)
-        # All pixels are in where the area is everything.
-        mask = torch.where((inside > last).view(shape), torch.ones_like(mask), mask)
-        return mask, mask * (1 - mask) / width
+        high, middle, low = (
+            threshold.view(shape)
+            for threshold in self._thresholds(sampled, softness, areas)
+        )
+        width = (high - low) / 4
+        flat = width <= 0  # an edge without pixels has no slope
+        width = torch.where(flat, torch.ones_like(width), width)
+        mask = torch.sigmoid((values - middle) / width)
+        slope = torch.where(flat, torch.zeros_like(mask), mask * (1 - mask) / width)
+        return torch.where(flat, (values >= middle).to(mask), mask), slope
+
+    def _thresholds(
+        self, sampled: Tensor, softness: float, areas: Sequence[float]
+    ) -> Tensor:
+        """Values at the outer end, the middle and the inner end of the edge, (3, K)."""
+        columns = sampled.unflatten(0, (-1, len(areas)))
+        found = []
+        for column, area in enumerate(areas):
+            inside = area * self.samples
+            reach = softness * min(inside, self.samples - inside)
+            ranks = (inside - max(reach, 1), inside, inside + max(reach, 1))
+            places = [
+                min(max(1, math.ceil(self.samples - rank)), self.samples)
+                for rank in ranks
+            ]
+            rows = columns[:, column]
+            found.append(torch.stack([rows.kthvalue(p, 1).values for p in places]))
+        return torch.stack(found, dim=2).flatten(1)
 
 
 def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captum_extremal.solvers.problem import View
 
@@ -20,29 +20,36 @@ def copy_of(mirror: bool, shifts: Sequence[float]) -> View:
 
     Args:
         mirror: Show the mirror image.
-        shifts: For each spatial axis how far to shift, as a fraction of its size. What
-            enters at the border repeats the outermost pixels.
+        shifts: For each spatial axis how far to shift, as a fraction of its size, at
+            most a half. What enters at the border repeats the outermost pixels.
 
     Returns:
         (M, C, *S) -> the same shape.
 
     Example:
+        >>> import torch
         >>> view = copy_of(False, [0.25])
         >>> view(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
         tensor([[[1., 1., 2., 3.]]])
     """
 
     def view(inputs: Tensor) -> Tensor:
-        shown = inputs
-        for axis, share in zip(range(2, inputs.dim()), shifts, strict=False):
-            side = inputs.shape[axis]
-            shift = round(share * side)
-            if shift:
-                places = torch.arange(side, device=inputs.device) - shift
-                shown = shown.index_select(axis, places.clamp_(0, side - 1))
+        shown = _shifted(inputs, shifts) if any(shifts) else inputs
         return shown.flip(-1) if mirror and inputs.dim() == 4 else shown
 
     return view
+
+
+def _shifted(inputs: Tensor, shifts: Sequence[float]) -> Tensor:
+    """Cut off on one side what is repeated on the other."""
+    kept = inputs
+    padding: list[int] = []
+    for axis, share in zip(range(2, inputs.dim()), shifts, strict=False):
+        side = inputs.shape[axis]
+        shift = round(share * side)
+        kept = kept.narrow(axis, max(0, -shift), side - abs(shift))
+        padding = [max(0, shift), max(0, -shift), *padding]  # the last axis first
+    return F.pad(kept, padding, mode="replicate") if any(padding) else inputs
 
 
 def random_shifts(source: random.Random, reach: float) -> list[float]:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from captum_extremal import presets
 from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
 from captum_extremal.blur import gaussian_blur
-from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.extremal import ExtremalPerturbation, SearchInterrupted
 from captum_extremal.masks import MaskGenerator, smooth_max
 from captum_extremal.perturbations import (
     BlurPerturbation,
@@ -42,6 +42,7 @@ __all__ = [
     "MaskGenerator",
     "Perturbation",
     "Problem",
+    "SearchInterrupted",
     "SearchSolver",
     "Solution",
     "Solver",

@@ -67,4 +67,6 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
         finally:
             with torch.no_grad():
                 for buffer, before in buffers:
-                    buffer.copy_(before)
+                    # Not touched where nothing was: other threads may be using it.
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)

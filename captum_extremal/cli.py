@@ -28,6 +28,7 @@ from captum_extremal.extremal import (
     DEFAULT_AREAS,
     PERTURBATIONS,
     ExtremalPerturbation,
+    SearchInterrupted,
 )
 from captum_extremal.models import LoadedModel, load_model
 from captum_extremal.perturbations import Perturbation, apply_mask
@@ -133,7 +134,7 @@ def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Comma
         click.option(
             "--time-limit",
             type=click.FloatRange(min=0, min_open=True),
-            help="Seconds after which the masks are taken as they are.",
+            help="Seconds after which no further step of the search begins.",
         ),
         click.option(
             "--device", default="cpu", show_default=True, help="For example cuda."
@@ -359,14 +360,18 @@ def _search(
         targets[:] = _target_index(target, loaded.labels, outputs.shape[1])
     perturbation = PERTURBATIONS[settings.perturbation]()
     method = ExtremalPerturbation(model, perturbation, settings.solver)
-    result = method.optimize(
-        inputs,
-        target=targets,
-        areas=settings.areas,
-        game=settings.game,
-        seed=settings.seed,
-        show_progress=True,
-    )
+    try:
+        result = method.optimize(
+            inputs,
+            target=targets,
+            areas=settings.areas,
+            game=settings.game,
+            seed=settings.seed,
+            show_progress=True,
+        )
+    except SearchInterrupted as interrupt:
+        click.echo("stopped early: these are the masks found until now", err=True)
+        result = interrupt.result
     assert isinstance(result.masks, Tensor)  # one input tensor, one tensor of masks
     masks = result.masks.to(settings.device)
     constant = torch.zeros_like(masks[:, :1])

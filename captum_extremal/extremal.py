@@ -48,6 +48,28 @@ PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
 DEFAULT_AREAS = (0.05, 0.1, 0.2)
 
 
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a search: a KeyboardInterrupt that keeps what was found.
+
+    It stops a loop or a script as any other. Whoever catches it, or looks at
+    ``sys.last_value`` in a notebook, has the masks; a second Ctrl-C does not wait.
+
+    Args:
+        result: The best masks found until then, at exactly the asked areas.
+
+    Example:
+        >>> try:
+        ...     raise SearchInterrupted(None)  # what optimize does at Ctrl-C
+        ... except KeyboardInterrupt as interrupt:
+        ...     print(interrupt.result)
+        None
+    """
+
+    def __init__(self, result: ExtremalResult) -> None:
+        super().__init__("the search was interrupted; its masks are in .result")
+        self.result = result
+
+
 class ExtremalPerturbation(PerturbationAttribution):
     r"""The mask of a given area that keeps the model's score highest.
 
@@ -159,6 +181,8 @@ class ExtremalPerturbation(PerturbationAttribution):
             AssertionError: Captum's, if ``target`` does not fit the model's output.
             RuntimeError: If the model cuts the gradient, or its score becomes NaN or
                 infinite during the search.
+            SearchInterrupted: At Ctrl-C; its ``result`` holds the masks found until
+                then.
 
         Example:
             See `ExtremalPerturbation`.
@@ -216,7 +240,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             solution = self._solve(problem, seed, show_progress)
             scores, complement_scores = _judge(problem, solution)
         shape = (problem.num_images, len(areas))
-        return ExtremalResult(
+        result = ExtremalResult(
             masks=like_inputs(
                 is_tuple, tuple(m.unflatten(0, shape) for m in solution.masks)
             ),
@@ -229,8 +253,11 @@ class ExtremalPerturbation(PerturbationAttribution):
                 name: series.T.unflatten(0, shape)
                 for name, series in solution.history.items()
             },
-            settings=self._settings(game, seed),
+            settings=self._settings(game, seed) | {"ended": solution.ended},
         )
+        if solution.ended == "interrupt":
+            raise SearchInterrupted(result)
+        return result
 
     def evaluate(
         self,
@@ -283,7 +310,10 @@ class ExtremalPerturbation(PerturbationAttribution):
                 for m in given
             )
             cells = torch.arange(problem.num_cells, device=problem.device)
-            return problem.rewards(flat, cells).view(-1, num_areas)
+            rewards = problem.rewards(flat, cells)
+        if not rewards.isfinite().all():
+            raise RuntimeError("forward_func must give finite scores, got NaN or inf")
+        return rewards.view(-1, num_areas)
 
     @contextmanager
     def _problem(

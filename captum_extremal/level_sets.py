@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 _WIDTH = 8 / 7  # sigma of a field's Gaussians, in lattice steps
+_FEWEST_POINTS = 4  # along an axis that has as many pixels
 
 
 class Field:
@@ -37,7 +38,8 @@ class Field:
         device: Where the field lives.
 
     Attributes:
-        points: Number of lattice points along each axis.
+        points: Number of lattice points along each axis, at least 4 of them where it
+            has as many pixels.
         size: As given.
         device: As given.
 
@@ -52,7 +54,9 @@ class Field:
     def __init__(self, size: Sequence[int], step: int, device: torch.device) -> None:
         self.size = tuple(size)
         self.device = device
-        self.points = [max(1, round(side / step)) for side in size]
+        self.points = [
+            max(round(side / step), min(side, _FEWEST_POINTS)) for side in size
+        ]
         self._bases = [
             _gaussians(side, count, device)
             for side, count in zip(size, self.points, strict=True)
@@ -60,20 +64,18 @@ class Field:
 
     def __call__(self, params: Tensor) -> Tensor:
         """(K, *points) -> (K, *size)."""
-        values = params
-        for axis, basis in enumerate(self._bases, start=1):
-            values = torch.tensordot(values, basis, dims=([axis], [1])).movedim(
-                -1, axis
-            )
-        return values
+        return self._along_all_axes(params, 1)
 
     def adjoint(self, gradients: Tensor) -> Tensor:
         """(K, *size) -> (K, *points): a gradient of the field, of its parameters."""
-        values = gradients
-        for axis, basis in enumerate(self._bases, start=1):
-            values = torch.tensordot(values, basis, dims=([axis], [0])).movedim(
-                -1, axis
-            )
+        return self._along_all_axes(gradients, 0)
+
+    def _along_all_axes(self, values: Tensor, side: int) -> Tensor:
+        """Sum over one side of each axis' matrix, in float32 under autocast as well."""
+        with torch.autocast(self.device.type, enabled=False):
+            for axis, basis in enumerate(self._bases, start=1):
+                product = torch.tensordot(values, basis, dims=([axis], [side]))
+                values = product.movedim(-1, axis)
         return values
 
 
@@ -110,13 +112,31 @@ def largest(values: Tensor, counts: Sequence[int]) -> Tensor:
     return regions.view(values.shape)
 
 
+def edge_width(edge: float, size: Sequence[int]) -> float:
+    """Half the width of an edge in pixels, from a fraction of the mean side.
+
+    Args:
+        edge: Fraction of the geometric mean of the sizes.
+        size: Spatial size.
+
+    Returns:
+        Pixels; 0, a hard edge, where it would be less than half a pixel.
+
+    Example:
+        >>> round(edge_width(0.018, (224, 224)), 3), edge_width(0.018, (16, 16))
+        (4.032, 0.0)
+    """
+    width = edge * float(math.prod(size) ** (1 / len(size)))
+    return width if width >= 0.5 else 0.0
+
+
 def smooth_edges(regions: Tensor, width: float) -> Tensor:
     """Regions -> masks that fall from 1 to 0 across the regions' borders.
 
     Args:
         regions: (K, *S) bool.
-        width: w, half the width of an edge in pixels; below half a pixel the mask is
-            the region itself.
+        width: w, half the width of an edge in pixels, see `edge_width`; at 0 the mask
+            is the region itself.
 
     Returns:
         (K, 1, *S) float32 in [0, 1], at or above 0.5 exactly in the region. The border
@@ -127,7 +147,7 @@ def smooth_edges(regions: Tensor, width: float) -> Tensor:
         >>> smooth_edges(region, 2.0)
         tensor([[[0.0000, 0.0381, 0.3087, 0.6913, 0.9619, 1.0000]]])
     """
-    if width < 0.5:
+    if width == 0:
         return regions.float().unsqueeze(1)
     inside = _distances(~regions, width) - 0.5
     outside = _distances(regions, width) - 0.5

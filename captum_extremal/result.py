@@ -21,11 +21,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_extremal._checks import check_count
+from captum_extremal._checks import check_count, check_method
 from captum_extremal.area import area_count
-from captum_extremal.level_sets import Field, random_regions, smooth_edges
+from captum_extremal.level_sets import (
+    Field,
+    edge_width,
+    random_regions,
+    smooth_edges,
+)
 from captum_extremal.masks import default_step
-from captum_extremal.solvers import LevelSetSolver, SearchSolver, Solver
+from captum_extremal.solvers import (
+    GradientSolver,
+    LevelSetSolver,
+    SearchSolver,
+    Solver,
+)
 
 _FORMAT = "captum_extremal.ExtremalResult/1"
 _TOGETHER = 8  # random masks of each area that are scored in one go
@@ -124,16 +134,19 @@ class ExtremalResult:
         """How extremal these masks are: what rivals of the same areas are worth.
 
         By eq. 2 a mask is the best of its area. That cannot be proven, but it can be
-        challenged: by the same solver with another seed, by the other one, and by
-        random smooth masks. All are scored by ``method`` in the game of this result.
+        challenged: by the same solver with another seed, by others, and by random
+        smooth masks. All are scored by ``method`` in the game of this result.
 
         Args:
             method: What made this result, with the model: an `ExtremalPerturbation`.
             inputs: Those of the result, as are the next two.
             target: See above.
             additional_forward_args: See above.
-            solvers: Rivals by name; None for ``again`` (the method's own) and
-                ``search`` (`SearchSolver`; `LevelSetSolver` if that is the method's).
+            solvers: Rivals by name. None for ``again`` (the method's own) and
+                ``search`` (`SearchSolver`); where the method's is `SearchSolver` the
+                model may be a black box, so that ``again`` stands alone; for
+                `GradientSolver`, of which a seed changes nothing, ``level set``
+                (`LevelSetSolver`) takes the place of ``again``.
             random_masks: Random smooth masks of each area: level sets of fields with
                 random parameters. 0 for none.
             perturbations_per_eval: As in `ExtremalPerturbation.attribute`.
@@ -144,8 +157,10 @@ class ExtremalResult:
             An `Extremality`.
 
         Raises:
-            ValueError: If ``inputs`` are not of the shape of this result's masks, or
-                ``random_masks`` is negative.
+            ValueError: If ``inputs`` are not of the shape of this result's masks,
+                ``random_masks`` or ``seed`` is negative, or a rival is named random.
+            TypeError: If ``method`` cannot evaluate or a rival cannot solve.
+            SearchInterrupted: At Ctrl-C, as in `ExtremalPerturbation.optimize`.
 
         Example:
             >>> from captum_extremal import ExtremalPerturbation
@@ -161,6 +176,10 @@ class ExtremalResult:
             True
         """
         check_count("random_masks", random_masks, minimum=0)
+        check_count("seed", seed, minimum=0)
+        check_method("method", method, "evaluate")
+        rival_solvers = _rivals_of(method.solver) if solvers is None else solvers
+        _check_rivals(rival_solvers)
         options = {
             "game": self.settings.get("game", "preservation"),
             "perturbations_per_eval": perturbations_per_eval,
@@ -168,7 +187,6 @@ class ExtremalResult:
         call = (target, additional_forward_args)
         rewards = method.evaluate(inputs, self.masks, *call, **options)
         rivals = {}
-        rival_solvers = _rivals_of(method.solver) if solvers is None else solvers
         for name, solver in rival_solvers.items():
             rival = copy.copy(method)
             rival.solver = solver
@@ -182,7 +200,7 @@ class ExtremalResult:
             )
             rivals[name] = method.evaluate(inputs, found.masks, *call, **options)
         if random_masks:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed % 2**63)
             best = []
             for start in range(0, random_masks, _TOGETHER):
                 number = min(_TOGETHER, random_masks - start)
@@ -199,11 +217,10 @@ class ExtremalResult:
         found = []
         for mask in self._mask_tuple():
             size = tuple(mask.shape[3:])
-            pixels = math.prod(size)
-            field = Field(size, default_step(size), mask.device)
-            counts = [area_count(pixels, area) for area in self.areas]
-            regions = random_regions(field, counts, number * len(mask), generator)
-            width = LevelSetSolver().edge * float(pixels ** (1 / len(size)))
+            noise = Field(size, default_step(size), mask.device)
+            counts = [area_count(math.prod(size), area) for area in self.areas]
+            regions = random_regions(noise, counts, number * len(mask), generator)
+            width = edge_width(LevelSetSolver().edge, size)
             found.append(smooth_edges(regions, width).unflatten(0, (len(mask), -1)))
         return tuple(found) if isinstance(self.masks, tuple) else found[0]
 
@@ -335,8 +352,23 @@ class Method(Protocol):
 
 def _rivals_of(solver: Solver) -> dict[str, Solver]:
     if isinstance(solver, SearchSolver):
-        return {"again": solver, "level set": LevelSetSolver()}
+        return {"again": solver}
+    if isinstance(solver, GradientSolver):
+        return {"level set": LevelSetSolver(), "search": SearchSolver()}
     return {"again": solver, "search": SearchSolver()}
+
+
+def _check_rivals(solvers: Mapping[str, Solver]) -> None:
+    if not isinstance(solvers, Mapping):
+        raise TypeError(
+            f"solvers must be a dict of solvers by name, got {type(solvers).__name__}"
+        )
+    for name, solver in solvers.items():
+        if isinstance(solver, type):
+            raise TypeError(f"solvers[{name!r}] must be a solver, got a class")
+        check_method(f"solvers[{name!r}]", solver, "solve")
+        if name == "random":
+            raise ValueError("solvers must not be named random, which is taken")
 
 
 _SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")

@@ -17,7 +17,12 @@ from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
-from captum_extremal.solvers import GradientSolver, LevelSetSolver, Solution
+from captum_extremal.solvers import (
+    GradientSolver,
+    LevelSetSolver,
+    SearchSolver,
+    Solution,
+)
 from tiny_models import (
     Blocks,
     ConvNet,
@@ -161,6 +166,7 @@ def test_the_settings_say_what_was_done():
         "perturbation": "FadePerturbation(baseline=0.0)",
         "solver": repr(STEPS),
         "reward": "contrastive_reward",
+        "ended": "budget",
     }
     assert json.loads(json.dumps(settings)) == settings
 
@@ -763,8 +769,36 @@ def test_rejudge_asks_the_rivals_that_are_named_and_leaves_the_method_alone():
     assert method.solver is STEPS
     alone = result.rejudge(method, inputs, 0, solvers={}, random_masks=0)
     assert (alone.margin() == torch.inf).all()
-    with pytest.raises(ValueError, match="random_masks must be at least 0"):
-        result.rejudge(method, inputs, 0, random_masks=-1)
+    bad = [
+        ({"random_masks": -1}, ValueError, "random_masks must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"solvers": [STEPS]}, TypeError, "solvers must be a dict of solvers by name"),
+        (
+            {"solvers": {"a": 3}},
+            TypeError,
+            "must be an object with a solve method, got 3",
+        ),
+        (
+            {"solvers": {"a": LevelSetSolver}},
+            TypeError,
+            "must be a solver, got a class",
+        ),
+        ({"solvers": {"random": STEPS}}, ValueError, "must not be named random"),
+    ]
+    for options, kind, text in bad:
+        with pytest.raises(kind, match=text):
+            result.rejudge(method, inputs, 0, **options)
+
+
+def test_rejudge_of_a_black_box():
+    def black_box(x):
+        return x.detach()[:, 0, :4, :4].mean(dim=(1, 2))
+
+    inputs = constant((1, 3, 16, 16))
+    method = method_of(black_box, solver=SearchSolver(evaluations=40))
+    result = method.optimize(inputs, None, (0.1,))
+    verdict = result.rejudge(method, inputs, random_masks=4)
+    assert list(verdict.rivals) == ["again", "random"]
 
 
 def test_random_rivals_have_the_area_and_more_of_them_are_stronger():

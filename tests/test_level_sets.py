@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_extremal.level_sets import Field, largest, random_regions, smooth_edges
+from captum_extremal.level_sets import (
+    Field,
+    edge_width,
+    largest,
+    random_regions,
+    smooth_edges,
+)
 
 CPU = torch.device("cpu")
 SIZES = [(50,), (24, 31), (9, 10, 11)]
@@ -107,8 +113,24 @@ def test_masks_are_exact_and_no_steeper_than_the_bound(size, share):
 
 
 def test_a_narrow_edge_is_hard():
+    assert edge_width(0.04, (10,)) == 0
+    assert edge_width(0.05, (4, 25)) == pytest.approx(0.5)
     region = torch.tensor([[True, False]])
-    assert smooth_edges(region, 0.4).tolist() == [[[1.0, 0.0]]]
+    assert smooth_edges(region, 0.0).tolist() == [[[1.0, 0.0]]]
+
+
+def test_a_narrow_axis_has_points_of_its_own():
+    assert Field((3, 4000), 125, CPU).points == [3, 32]
+    assert Field((32, 32), 64, CPU).points == [4, 4]
+
+
+def test_a_field_is_exact_under_autocast():
+    field = Field((16, 16), 2, CPU)
+    params = torch.randn(2, *field.points, generator=torch.Generator().manual_seed(0))
+    plain = field(params), field.adjoint(field(params))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = field(params), field.adjoint(field(params))
+    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
 
 
 def test_the_border_of_the_input_is_no_edge():

@@ -81,8 +81,9 @@ def pointing_game(
     tolerance = check_non_negative("tolerance", tolerance)
     maps = attribution_maps(attributions)
     objects = object_maps(object_masks, maps, isinstance(attributions, tuple))
-    # For whole numbers d: d < t^2 is d < ceil(t^2), and d = 0 always passes.
-    reach = max(1, math.ceil(tolerance**2))
+    # For whole numbers d: d < t^2 is d < ceil(t^2), and d = 0 always passes. No input
+    # is wider than the bound.
+    reach = max(1, math.ceil(min(tolerance, 1e9) ** 2))
     near = torch.stack(
         [_near_maximum(m, o, reach) for m, o in zip(maps, objects, strict=True)]
     )

@@ -50,6 +50,8 @@ def masks_to_saliency(
     smooth = check_non_negative("smooth", smooth)
     if not isinstance(masks, tuple):
         return _saliency(_checked(masks), smooth)
+    if not masks:
+        raise ValueError("masks must hold at least one tensor, got an empty tuple")
     return tuple([_saliency(mask, smooth) for mask in [_checked(m) for m in masks]])
 
 

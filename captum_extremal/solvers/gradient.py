@@ -26,7 +26,7 @@ from captum_extremal._checks import (
 )
 from captum_extremal.area import AreaWeight, area_loss, match_area
 from captum_extremal.masks import MaskGenerator, Profile
-from captum_extremal.solvers.anytime import stopping
+from captum_extremal.solvers.anytime import Ended, stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.views import copy_of, random_shifts
 
@@ -184,17 +184,17 @@ class _Descent:
 
     def run(self, on_step: Callable[[int], object]) -> Solution:
         iterations, patience = self.settings.iterations, self.settings.patience
-        with stopping(self.settings.time_limit) as stopped:
+        with stopping(self.settings.time_limit) as stop:
             for iteration in range(iterations):
                 self._step(iteration)
                 on_step(1)
-                last = iteration + 1 == iterations or stopped()
+                last = iteration + 1 == iterations or stop()
                 if (iteration + 1) % patience == 0 or last:
                     self._check_finite(iteration)
                     self._retire_still_cells()
                     if last or not len(self.active):
                         break
-        return self._solution()
+        return self._solution(stop.ended)
 
     def _step(self, iteration: int) -> None:
         """One ascent of ``reward - area_weight * area_loss`` for the active cells."""
@@ -280,10 +280,10 @@ class _Descent:
                 momentum[retired] = 0
         self.last_check = [params.clone() for params in self.params]
 
-    def _solution(self) -> Solution:
+    def _solution(self, ended: Ended) -> Solution:
         with torch.no_grad():
             masks = tuple(
                 match_area(generator.crop(generator(params)), self.areas)
                 for generator, params in zip(self.generators, self.params, strict=True)
             )
-        return Solution(masks, self.history)
+        return Solution(masks, self.history, ended)

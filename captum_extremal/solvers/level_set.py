@@ -28,6 +28,7 @@ import functools
 import itertools
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count
-from captum_extremal.level_sets import Field, largest, smooth_edges
+from captum_extremal.level_sets import Field, edge_width, largest, smooth_edges
 from captum_extremal.masks import default_step
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution, View
@@ -47,6 +48,7 @@ _EXCHANGES = (0.25, 0.5, 0.75)  # parts of the run after which fields are compar
 _SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
 _MOMENTUM = 0.9
 _LAST_RATE = 0.1  # of the learning rate at the end, where it has fallen linearly
+_TIE = 1e-4  # share of a reward within which rounding must not decide
 _SAMPLES = 8192  # pixels at least that thresholds are read from
 
 MasksOf = Callable[[Sequence[Tensor], Sequence[float]], Masks]
@@ -59,8 +61,8 @@ class LevelSetSolver:
 
     A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
     share 4 for the start, and a cell takes 12 forwards (8 at the smallest and largest
-    area, 4 of an only one) to compare fields with its neighbours'. With ``mirror`` it
-    is twice as many.
+    area, 4 of an only one) to compare fields with its neighbours'; ``mirror`` doubles
+    these two, and the hybrid game everything.
 
     Args:
         iterations: Gradients of each cell.
@@ -69,16 +71,20 @@ class LevelSetSolver:
             geometric mean of the input's sizes: 4 pixels at 224. Below half a pixel the
             edge is hard.
         softness: The widths of the edge during the search, first and last: of the
-            pixels inside the area, and as many outside, this share has values that
-            differ visibly from 0 and 1. Smaller last values suit masks with hard edges.
+            pixels inside the area (outside it, where that is less), and as many beyond
+            its border, this share differs visibly from 0 and 1. Each step draws its own
+            within a factor of exp(+-0.8). Smaller last values suit hard edges.
         mask_step: Distance of the field's parameters in pixels; None scales with the
             input, 7 at 224.
         mirror: Average over the mirror image as well, for inputs with two spatial
             sizes. For models that do not tell left from right: of one that looks at
             one side, half of the mask would lie on the other.
-        jitter: Average over shifted copies, by up to this fraction of each side.
-        time_limit: Seconds after which the search ends early; None for no limit. A run
-            that ends early, also by Ctrl-C, delivers the masks that it has then.
+        jitter: Average over shifted copies, at first by up to this fraction of each
+            side (a quarter of the width of the smallest area, where that is less), at
+            the end not at all. For models that look at fixed places it does no good.
+        time_limit: Seconds after which no further step begins; None for no limit. The
+            start is made in any case. A run that ends early, also by Ctrl-C, delivers
+            the masks that it has then.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -113,6 +119,8 @@ class LevelSetSolver:
             raise ValueError(
                 f"softness must be a pair of numbers in (0, 1], got {self.softness!r}"
             )
+        if not isinstance(self.mirror, bool):
+            raise TypeError(f"mirror must be True or False, got {self.mirror!r}")
         for share in self.softness:
             if not 0 < check_positive("softness", share) <= 1:
                 raise ValueError(f"softness must lie in (0, 1], got {share}")
@@ -165,8 +173,15 @@ class _Ascent:
             for size in problem.sizes
         ]
         self.edges = [_Edge(size) for size in problem.sizes]
-        self.params = self._start(seed)
-        self.momentum = [torch.zeros_like(params) for params in self.params]
+        self.seed = seed
+        self.params: list[Tensor] = []
+        self.momentum: list[Tensor] = []
+        # Cells that met a gradient, or need none since all pixels are in.
+        pixels = max(math.prod(size) for size in problem.sizes)
+        whole = [area_count(pixels, area) == pixels for area in problem.areas]
+        self.seen = torch.tensor(whole, device=problem.device).repeat(
+            problem.num_images
+        )
         self.rewards = torch.full(
             (settings.iterations, problem.num_cells), torch.nan, device=problem.device
         )
@@ -175,20 +190,23 @@ class _Ascent:
         iterations = self.settings.iterations
         exchanges = {round(part * iterations) for part in _EXCHANGES} - {0}
         done = 0
-        with stopping(self.settings.time_limit) as stopped:
-            while done < iterations and not stopped():
+        with stopping(self.settings.time_limit) as stop:
+            self._start()
+            while done < iterations and not stop():
                 if done in exchanges:
                     self._check_finite(done)
                     self._exchange(functools.partial(self._soft_masks, done))
                 self._step(done)
                 on_step(1)
                 done += 1
-        self._check_finite(done)
-        self._exchange(self._delivered_masks)
-        masks = self._delivered_masks(self.params, self.problem.areas)
-        return Solution(masks, {"reward": self.rewards})
+            self._check_finite(done)
+            self._warn_of_blind_cells(done)
+            if not stop():
+                self._exchange(self._delivered_masks)
+            masks = self._delivered_masks(self.params, self.problem.areas)
+        return Solution(masks, {"reward": self.rewards}, stop.ended)
 
-    def _start(self, seed: int) -> list[Tensor]:
+    def _start(self) -> None:
         """The mean gradient of uniform masks of several heights, for all areas."""
         num_areas = len(self.problem.areas)
         first = self.cells[::num_areas]
@@ -202,17 +220,14 @@ class _Ascent:
             total = [
                 t.to(g) + g.squeeze(1) for t, g in zip(total, gradients, strict=True)
             ]
-        return [
-            self._or_random(
-                _standardised(field.adjoint(gradient)), seed
-            ).repeat_interleave(num_areas, dim=0)
-            for field, gradient in zip(self.fields, total, strict=True)
-        ]
+        for field, gradient in zip(self.fields, total, strict=True):
+            params = self._or_random(_standardised(field.adjoint(gradient)))
+            self.params.append(params.repeat_interleave(num_areas, dim=0))
+            self.momentum.append(torch.zeros_like(self.params[-1]))
 
-    @staticmethod
-    def _or_random(params: Tensor, seed: int) -> Tensor:
+    def _or_random(self, params: Tensor) -> Tensor:
         """Random parameters where no gradient says where to start."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed % 2**63)
         noise = torch.randn(params.shape[1:], generator=generator).to(params)
         axes = tuple(range(1, params.dim()))
         largest_one = params.abs().amax(axes, keepdim=True)
@@ -231,7 +246,7 @@ class _Ascent:
         """Move each field along the gradient of its soft mask, seen in one copy."""
         spread = math.exp(self.random.uniform(-_SPREAD, _SPREAD))
         softness = min(1.0, self._softness(iteration) * spread)
-        shifts = random_shifts(self.random, self.settings.jitter)
+        shifts = random_shifts(self.random, self._jitter(iteration))
         view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
         soft = [
             edge(field(params), softness, self.problem.areas)
@@ -243,23 +258,33 @@ class _Ascent:
         rewards, gradients = self.problem.gradients(masks, self.cells, view)
         self.rewards[iteration] = rewards
         rate = self.settings.learning_rate
-        rate *= 1 - (1 - _LAST_RATE) * iteration / max(1, self.settings.iterations - 1)
+        rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
         for which, ((_, slope), gradient) in enumerate(
             zip(soft, gradients, strict=True)
         ):
             direction = _exchanging(gradient.squeeze(1), slope)
             ascent = _normalised(self.fields[which].adjoint(direction))
+            self.seen |= (gradient != 0).flatten(1).any(dim=1)
             self.momentum[which].mul_(_MOMENTUM).add_(ascent, alpha=1 - _MOMENTUM)
             warm = 1 - _MOMENTUM ** (iteration + 1)
             self.params[which] = _standardised(
                 self.params[which] + rate / warm * self.momentum[which]
             )
 
+    def _jitter(self, iteration: int) -> float:
+        """Falls to 0; a small part of the width of the smallest area at most."""
+        dims = max(len(size) for size in self.problem.sizes)
+        width = float(min(self.problem.areas) ** (1 / dims))
+        return min(self.settings.jitter, width / 4) * (1 - self._part(iteration))
+
+    def _part(self, iteration: int) -> float:
+        """Of the run, from 0 at the first iteration to 1 at the last."""
+        return iteration / max(1, self.settings.iterations - 1)
+
     def _softness(self, iteration: int) -> float:
         """Geometrically from the first value to the last."""
         first, last = self.settings.softness
-        part = iteration / max(1, self.settings.iterations - 1)
-        return float(first * (last / first) ** part)
+        return float(first * (last / first) ** self._part(iteration))
 
     def _soft_masks(
         self, iteration: int, params: Sequence[Tensor], areas: Sequence[float]
@@ -277,14 +302,18 @@ class _Ascent:
         for field, p in zip(self.fields, params, strict=True):
             pixels = math.prod(field.size)
             regions = largest(field(p), [area_count(pixels, area) for area in areas])
-            width = self.settings.edge * pixels ** (1 / len(field.size))
+            width = edge_width(self.settings.edge, field.size)
             masks.append(smooth_edges(regions, width))
         return tuple(masks)
 
     def _exchange(self, masks_of: MasksOf) -> None:
         """Let each cell have the best of its own field and its neighbours'."""
         areas = self.problem.areas
-        order = sorted(range(len(areas)), key=areas.__getitem__)
+        # All fields are alike where the area is everything.
+        order = sorted(
+            (place for place, area in enumerate(areas) if area < 1),
+            key=areas.__getitem__,
+        )
         every = range(len(areas))
         best = self._rewards(masks_of, every, every)
         source = self.cells.clone()
@@ -292,7 +321,7 @@ class _Ascent:
             if places:
                 cells, candidates = self._cells_of(places), self._cells_of(others)
                 rewards = self._rewards(masks_of, others, places)
-                better = rewards > best[cells]
+                better = rewards > best[cells] + _TIE * best[cells].abs()
                 best[cells] = torch.where(better, rewards, best[cells])
                 source[cells] = torch.where(better, candidates, source[cells])
         self.params = [params[source] for params in self.params]
@@ -312,6 +341,16 @@ class _Ascent:
         """The cells of these areas, of all images, image-major."""
         firsts = self.cells[:: len(self.problem.areas), None]
         return (firsts + torch.tensor(list(places), device=firsts.device)).flatten()
+
+    def _warn_of_blind_cells(self, done: int) -> None:
+        blind = torch.nonzero(~self.seen)
+        if done and len(blind):
+            warnings.warn(
+                f"no step met a gradient for {self.problem.name_of(int(blind[0]))}"
+                f"{' and others' if len(blind) > 1 else ''}: the score does not change "
+                "with the mask, or is saturated. SearchSolver() needs no gradient",
+                stacklevel=2,
+            )
 
     def _check_finite(self, done: int) -> None:
         bad = torch.nonzero(~self.rewards[:done].isfinite())
@@ -347,7 +386,7 @@ class _Edge:
             threshold.view(shape)
             for threshold in self._thresholds(sampled, softness, areas)
         )
-        width = (high - low) / 4
+        width = (high - low).nan_to_num(0) / 4
         flat = width <= 0  # an edge without pixels has no slope
         width = torch.where(flat, torch.ones_like(width), width)
         mask = torch.sigmoid((values - middle) / width)
@@ -357,7 +396,7 @@ class _Edge:
     def _thresholds(
         self, sampled: Tensor, softness: float, areas: Sequence[float]
     ) -> Tensor:
-        """Values at the outer end, the middle and the inner end of the edge, (3, K)."""
+        """Values at the inner end, the middle and the outer end of the edge, (3, K)."""
         columns = sampled.unflatten(0, (-1, len(areas)))
         found = []
         for column, area in enumerate(areas):
@@ -369,7 +408,10 @@ class _Edge:
                 for rank in ranks
             ]
             rows = columns[:, column]
-            found.append(torch.stack([rows.kthvalue(p, 1).values for p in places]))
+            thresholds = torch.stack([rows.kthvalue(p, 1).values for p in places])
+            if inside > self.samples - 1:
+                thresholds.fill_(-torch.inf)  # all pixels are in
+            found.append(thresholds)
         return torch.stack(found, dim=2).flatten(1)
 
 
@@ -384,8 +426,10 @@ def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:
 def _normalised(values: Tensor) -> Tensor:
     """Rows scaled to a mean square of 1; rows of zeros stay."""
     axes = tuple(range(1, values.dim()))
-    scale = values.square().mean(axes, keepdim=True).sqrt()
-    return values / scale.clamp_min(torch.finfo(values.dtype).tiny)
+    tiny = torch.finfo(values.dtype).tiny
+    # By the largest first, whose square may be too small or too large for its type.
+    scaled = values / values.abs().amax(axes, keepdim=True).clamp_min(tiny)
+    return scaled / scaled.square().mean(axes, keepdim=True).sqrt().clamp_min(tiny)
 
 
 def _standardised(values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_extremal.perturbations import apply_mask
 from captum_extremal.rewards import GAMES, Game
+from captum_extremal.solvers.anytime import Ended
 
 Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 """Perturbed inputs, each (M, C, *S), and the image of each row (M,) -> scores (M,)."""
@@ -201,6 +202,8 @@ class Solution:
             cell's area when binarised at 0.5.
         history: Named series of the run, each (T, K) for T iterations; NaN after a
             cell's end.
+        ended: What ended the search: its ``"budget"``, a ``"time limit"`` or, by
+            Ctrl-C, an ``"interrupt"``. The masks are the best found until then.
 
     Example:
         >>> Solution((torch.ones(2, 1, 8, 8),)).history
@@ -209,6 +212,7 @@ class Solution:
 
     masks: Masks
     history: dict[str, Tensor] = field(default_factory=dict)
+    ended: Ended = "budget"
 
 
 class Solver(Protocol):

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
+from captum_extremal.level_sets import edge_width
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.surrogate import upper_bound
@@ -59,8 +60,9 @@ class SearchSolver:
         proposals: Random changes among which the process chooses a round's batch.
         elites: Best sets that are changed.
         exploration: Standard deviations that are added to the expected score.
-        time_limit: Seconds after which no further round begins; None for no limit. A
-            run that ends early, also by Ctrl-C, delivers the best masks seen.
+        time_limit: Seconds after which no further round begins; None for no limit. The
+            single disks and a first set are scored in any case. A run that ends early,
+            also by Ctrl-C, delivers the best masks seen.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -127,6 +129,7 @@ class _Search:
         self.settings = settings
         self.problem = problem
         self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
+        self.edges = [edge_width(settings.edge, size) for size in problem.sizes]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
             _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))
@@ -136,10 +139,10 @@ class _Search:
 
     def run(self, on_step: Callable[[int], object]) -> Solution:
         history: list[Tensor] = []
-        with stopping(self.settings.time_limit) as stopped:
+        with stopping(self.settings.time_limit) as stop:
             used = self._score_singles()
             on_step(used)
-            while used < self.settings.evaluations and not (history and stopped()):
+            while used < self.settings.evaluations and not (history and stop()):
                 count = min(self.settings.batch, self.settings.evaluations - used)
                 if not history:
                     count = 1  # the set of the best single disks
@@ -148,7 +151,7 @@ class _Search:
                 used += count
                 history.append(torch.tensor([cell.best_reward for cell in self.cells]))
         series = torch.stack(history).to(self.problem.device)
-        return Solution(self._masks_of_the_best(), {"reward": series})
+        return Solution(self._masks_of_the_best(), {"reward": series}, stop.ended)
 
     def _score_singles(self) -> int:
         """Tell every cell what single disks are worth; the evaluations of a cell."""
@@ -182,7 +185,7 @@ class _Search:
                 for size in self.problem.sizes
             ]
             squares = lattice.squares(piece, lattice.axes)
-            masks[which] = disk_masks(squares, count, self._edge(lattice))
+            masks[which] = disk_masks(squares, count, self.edges[which])
             cells = torch.full((len(piece),), cell, device=self.problem.device)
             rewards += self._finite(self.problem.rewards(tuple(masks), cells), cells)
         return rewards
@@ -230,13 +233,8 @@ class _Search:
         for which, lattice in enumerate(self.lattices):
             squares = lattice.squares([c[which] for c in candidates], lattice.axes)
             count = area_count(lattice.pixels, area)
-            masks.append(disk_masks(squares, count, self._edge(lattice)))
+            masks.append(disk_masks(squares, count, self.edges[which]))
         return tuple(masks)
-
-    def _edge(self, lattice: DiskLattice) -> float:
-        """Half the width in pixels; 0 where it would be less than half a pixel."""
-        edge = self.settings.edge * float(lattice.pixels ** (1 / lattice.dims))
-        return edge if edge >= 0.5 else 0.0
 
     def _masks_of_the_best(self) -> Masks:
         found = [self._masks([cell.best], cell.area) for cell in self.cells]

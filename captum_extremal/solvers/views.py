@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from captum_extremal.solvers.problem import View
 
@@ -27,7 +27,6 @@ def copy_of(mirror: bool, shifts: Sequence[float]) -> View:
         (M, C, *S) -> the same shape.
 
     Example:
-        >>> import torch
         >>> view = copy_of(False, [0.25])
         >>> view(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
         tensor([[[1., 1., 2., 3.]]])
@@ -41,15 +40,23 @@ def copy_of(mirror: bool, shifts: Sequence[float]) -> View:
 
 
 def _shifted(inputs: Tensor, shifts: Sequence[float]) -> Tensor:
-    """Cut off on one side what is repeated on the other."""
-    kept = inputs
-    padding: list[int] = []
+    """Cut off on one side what is repeated on the other.
+
+    By `torch.cat`: the gradient of a padding is not deterministic on CUDA.
+    """
+    shown = inputs
     for axis, share in zip(range(2, inputs.dim()), shifts, strict=False):
         side = inputs.shape[axis]
         shift = round(share * side)
-        kept = kept.narrow(axis, max(0, -shift), side - abs(shift))
-        padding = [max(0, shift), max(0, -shift), *padding]  # the last axis first
-    return F.pad(kept, padding, mode="replicate") if any(padding) else inputs
+        kept = shown.narrow(axis, max(0, -shift), side - abs(shift))
+        edge = kept.narrow(axis, 0 if shift > 0 else kept.shape[axis] - 1, 1)
+        repeated = edge.expand(
+            *[abs(shift) if dim == axis else -1 for dim in range(inputs.dim())]
+        )
+        if shift:
+            pieces = [repeated, kept] if shift > 0 else [kept, repeated]
+            shown = torch.cat(pieces, dim=axis)
+    return shown
 
 
 def random_shifts(source: random.Random, reach: float) -> list[float]:

@@ -18,6 +18,8 @@ What is measured of each mask, always at exactly the asked area:
 - hard: the target's logit and probability for the mask's top ``round(a N)`` pixels,
 - soft: the same after a 9 x 9 box blur of these,
 - delivered: the logit of the mask as the library returns it,
+- faded: the logit of the binarised mask where the blur darkens towards the border, as
+  in TorchRay, which searched its masks under it,
 - mirror, grey, lite1: the soft logit on the mirrored image, with grey instead of blur
   and on EfficientNet-Lite1, none of which the search was asked for,
 - area error of the delivered mask, and the share of pixels within 0.05 of 0 or 1,
@@ -27,7 +29,8 @@ The pointing game follows the paper (Sec. 4.2): the masks of all areas summed, s
 brought to the size of the image; a hit within 15 pixels of the object, or inside it.
 
 ``torchray`` is TorchRay's algorithm on this library's parts, shown equal to TorchRay's
-own code step by step by ``parity.py``; its masks are judged at the exact area.
+own code step by step by ``parity.py``; its masks are judged at the exact area. A mask
+that is kept is taken as it is: delete the folder of a method whose code has changed.
 """
 
 from __future__ import annotations
@@ -202,6 +205,7 @@ def judge(
     hard = binarise(masks, AREAS)
     soft = soften(hard)
     hard_logits, soft_logits = (model(apply_mask(levels, m)) for m in (hard, soft))
+    faded = BlurPerturbation(border="fade").levels(inputs)
     other, other_preprocess, _ = models["lite1"]
     other_levels = BlurPerturbation().levels(other_preprocess(image)[1][None])
     other_mask = F.interpolate(soft, other_levels.shape[3:], mode="bilinear")
@@ -210,6 +214,8 @@ def judge(
         "hard_probability": hard_logits.softmax(1)[:, target],
         "soft": soft_logits[:, target],
         "soft_probability": soft_logits.softmax(1)[:, target],
+        "delivered": model(apply_mask(levels, masks))[:, target],
+        "faded": model(apply_mask(faded, hard))[:, target],
         "mirror": model(apply_mask(levels, soft).flip(-1))[:, target],
         "grey": model(apply_mask(grey, soft))[:, target],
         "lite1": other(apply_mask(other_levels, other_mask))[:, target],
@@ -226,11 +232,13 @@ def images_of(data: Path, count: int) -> list[dict[str, str]]:
         return list(csv.DictReader(file))[:count]
 
 
-def run_images(methods: Sequence[str], count: int, results: Path) -> None:
+def run_images(
+    methods: Sequence[str], count: int, results: Path, first: int = 0
+) -> None:
     """Explain and judge what is not judged yet."""
     data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
     models = {"lite0": load_model("demo"), "lite1": load_demo(1)}
-    for row in images_of(data, count):
+    for row in images_of(data, first + count)[first:]:
         stem, target = Path(row["file"]).stem, int(row["class_index"])
         for name in methods:
             file = results / "quality" / name / f"{stem}.json"
@@ -243,7 +251,7 @@ def run_images(methods: Sequence[str], count: int, results: Path) -> None:
             result, cost = explained(name, kept, model, inputs, target, AREAS)
             assert isinstance(result.masks, Tensor)
             record = judge(result.masks[0], image, target, models)
-            write(file, record | {"delivered": result.scores[0].tolist()} | cost)
+            write(file, record | cost)
             hard = np.mean(record["hard"])
             click.echo(f"{name}/{stem}: hard {hard:.2f}, {cost['seconds']:.0f} s")
 
@@ -313,7 +321,8 @@ SCORES = {
     "hard": "logit, binarised mask",
     "hard_probability": "probability, binarised mask",
     "soft": "logit, soft edge (9 x 9 box)",
-    "mirror": "the same, picture mirrored",
+    "faded": "logit, binarised mask, TorchRay's blur",
+    "mirror": "soft edge, picture mirrored",
     "grey": "the same, grey instead of blur",
     "lite1": "the same, on EfficientNet-Lite1",
 }
@@ -384,6 +393,7 @@ def paired_table(
 ) -> str:
     """Differences of two methods on the same images, with intervals."""
     shared = shared_by(records, [name, against])
+    unseen = np.array([image in held_out for image in shared])
     rows = []
     for score, text in SCORES.items():
         ours, theirs = (
@@ -391,25 +401,23 @@ def paired_table(
             for method in (name, against)
         )
         gains = ours - theirs
-        low, high = interval(gains.mean(axis=1))
-        unseen = gains[[image in held_out for image in shared]]
-        digits = 2
+        low, high = interval(gains[unseen].mean(axis=1))
         rows.append(
             [
                 text,
-                f"{ours.mean():.{digits}f}",
-                f"{theirs.mean():.{digits}f}",
-                f"{gains.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
-                f"{unseen.mean():+.{digits}f}" if len(unseen) else "-",
-                f"{(gains < -0.3).mean():.0%}",
+                f"{ours.mean():.2f}",
+                f"{theirs.mean():.2f}",
+                f"{gains.mean():+.2f}",
+                f"{gains[unseen].mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{(gains < -0.3).mean():.1%}",
             ]
         )
     header = [
         f"{len(shared)} images",
         name,
         against,
-        "difference [95 %]",
-        f"on the {len(set(held_out) & set(shared))} held out",
+        "difference",
+        f"on the {unseen.sum()} held out [95 %]",
         "lower by more than 0.3",
     ]
     return measuring.table(header, rows)
@@ -420,6 +428,8 @@ def pointing_table(records: dict[str, dict[str, Record]], ours: str) -> str:
     rows = []
     for name in (name for name in METHODS if name in records):
         shared = shared_by(records, [name, ours])
+        if not shared:
+            continue
         row = [name, str(len(shared))]
         for kind in ("near", "inside"):
             theirs, own = (
@@ -442,10 +452,9 @@ def budget_figure(records: dict[str, dict[str, Record]], file: Path) -> int:
         base: [n for n in records if n == base or n.startswith(f"{base}@")]
         for base in BUDGETS
     }
-    if "torchray" in records:
-        families["torchray"] = ["torchray"]
-    if "paper" in records:
-        families["paper"] = ["paper"]
+    for name in ("torchray", "paper"):
+        families[name] = [name] if name in records else []
+    families = {base: names for base, names in families.items() if names}
     shared = shared_by(records, [n for names in families.values() for n in names])
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True)
@@ -485,12 +494,11 @@ def write_report() -> None:
     ):
         if against in records:
             contents[against] = paired_table(records, "level-set", against, held_out)
-    if (RESULTS / "pointing").is_dir():
-        contents["pointing"] = pointing_table(
-            records_of(RESULTS / "pointing"), "level-set"
-        )
+    played = RESULTS / "pointing"
+    if (played / "level-set").is_dir():
+        contents["pointing"] = pointing_table(records_of(played), "level-set")
     images = budget_figure(records, DOCS / "images" / "budget.png")
-    contents["budget"] = f"Means over {images} images and three areas."
+    contents["budget"] = f"Means over {images} held-out images and three areas."
     machines = {
         (r["metadata"]["date"], r["metadata"]["processor"], r["metadata"]["torch"])
         for found in records.values()
@@ -534,8 +542,9 @@ def point(solvers: str, pairs: int | None) -> None:
 @main.command()
 @click.option("--images", default=10, show_default=True)
 def budget(images: int) -> None:
-    """Measure the solvers at other budgets, for the figure."""
-    run_images([name for name in METHODS if "@" in name], images, RESULTS)
+    """Measure the solvers at other budgets, on images held out, for the figure."""
+    names = [name for name in METHODS if "@" in name]
+    run_images([*BUDGETS, *names], images, RESULTS, first=TUNED_ON)
 
 
 @main.command()

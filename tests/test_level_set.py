@@ -199,7 +199,7 @@ def test_a_model_that_is_blind_to_uniform_masks_is_searched_from_a_random_start(
 
 
 def test_thin_objects_survive_the_jitter():
-    # Narrower than 7 % of a side: the shifts end before the edge is sharp.
+    # Narrower than 7 % of a side: shifts of that size would hide them.
     thin = torch.zeros(2000)
     thin[500:530] = 1
 
@@ -212,7 +212,7 @@ def test_thin_objects_survive_the_jitter():
     found = LevelSetSolver().solve(problem_of(line, (0.015,), size=(2000,)), 0)
     assert float(line(found.masks[0])) > 0.6  # 0.658 at best, with this soft edge
     found = LevelSetSolver().solve(problem_of(square, (64 / 112**2,), size=(112, 112)))
-    assert float(square(found.masks[0])) > 0.8
+    assert float(square(found.masks[0])) > 0.75
 
 
 def test_scores_of_any_magnitude_give_the_same_mask():

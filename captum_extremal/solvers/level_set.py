@@ -79,9 +79,10 @@ class LevelSetSolver:
         mirror: Average over the mirror image as well, for inputs with two spatial
             sizes. For models that do not tell left from right: of one that looks at
             one side, half of the mask would lie on the other.
-        jitter: Average over shifted copies, at first by up to this fraction of each
-            side (a quarter of the width of the smallest area, where that is less), at
-            the end not at all. For models that look at fixed places it does no good.
+        jitter: Average over shifted copies, by up to this fraction of each side (a
+            third of the width of the smallest area, where that is less). Masks of
+            photographs transfer better for it; for models that look at fixed places it
+            only blurs them.
         time_limit: Seconds after which no further step begins; None for no limit. The
             start is made in any case. A run that ends early, also by Ctrl-C, delivers
             the masks that it has then.
@@ -176,6 +177,10 @@ class _Ascent:
         self.seed = seed
         self.params: list[Tensor] = []
         self.momentum: list[Tensor] = []
+        # Shifts stay well below the width of the smallest area, or thin objects are lost.
+        dims = max(len(size) for size in problem.sizes)
+        width = float(min(problem.areas) ** (1 / dims))
+        self.jitter = min(settings.jitter, width / 3)
         # Cells that met a gradient, or need none since all pixels are in.
         pixels = max(math.prod(size) for size in problem.sizes)
         whole = [area_count(pixels, area) == pixels for area in problem.areas]
@@ -246,7 +251,7 @@ class _Ascent:
         """Move each field along the gradient of its soft mask, seen in one copy."""
         spread = math.exp(self.random.uniform(-_SPREAD, _SPREAD))
         softness = min(1.0, self._softness(iteration) * spread)
-        shifts = random_shifts(self.random, self._jitter(iteration))
+        shifts = random_shifts(self.random, self.jitter)
         view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
         soft = [
             edge(field(params), softness, self.problem.areas)
@@ -270,12 +275,6 @@ class _Ascent:
             self.params[which] = _standardised(
                 self.params[which] + rate / warm * self.momentum[which]
             )
-
-    def _jitter(self, iteration: int) -> float:
-        """Falls to 0; a small part of the width of the smallest area at most."""
-        dims = max(len(size) for size in self.problem.sizes)
-        width = float(min(self.problem.areas) ** (1 / dims))
-        return min(self.settings.jitter, width / 4) * (1 - self._part(iteration))
 
     def _part(self, iteration: int) -> float:
         """Of the run, from 0 at the first iteration to 1 at the last."""

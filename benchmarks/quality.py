@@ -11,7 +11,7 @@ and class of ``coco_mini`` that the network is sure of (p >= 0.3) at the paper's
 for COCO. Masks are kept in ``benchmarks/masks`` (not part of the repository), what they
 are worth in one JSON file per solver and image below ``benchmarks/results``. What is
 there already is skipped, so a run that was ended goes on where it was. `report` prints
-the tables, and writes them and the figure to ``docs/quality.md``.
+the tables, and writes them and the figure to ``docs/quality.md`` and the README.
 
 What is measured of each mask, always at exactly the asked area:
 
@@ -512,6 +512,9 @@ def write_report() -> None:
         text = measuring.fill_in(text, name, content)
         click.echo(f"{name}\n{content}\n")
     (DOCS / "quality.md").write_text(text)
+    readme = HERE.parent / "README.md"
+    against = contents["torchray"]
+    readme.write_text(measuring.fill_in(readme.read_text(), "torchray", against))
 
 
 # --- commands ---

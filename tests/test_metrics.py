@@ -1073,3 +1073,21 @@ def test_boxes_lead_from_columns_first_to_rows_first():
     assert truth[0].nonzero().amin(0).tolist() == [2, 39]
     assert truth[0].nonzero().amax(0).tolist() == [7, 49]
     assert pointing_game(_spot((20, 60), (5, 45)), truth, 0) == 1
+
+
+def test_bad_arguments_are_named():
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    with pytest.raises(TypeError, match="one_based_inclusive must be True or False"):
+        boxes_to_masks(boxes, (4, 4), one_based_inclusive="no")
+    with pytest.raises(ValueError, match=r"size must be \(H, W\), got None"):
+        boxes_to_masks(boxes, None, one_based_inclusive=True)
+    with pytest.raises(ValueError, match="masks must hold at least one tensor"):
+        masks_to_saliency(())
+
+
+def test_a_tolerance_of_any_size():
+    attributions = torch.zeros(1, 1, 4, 4)
+    attributions[0, 0, 0, 0] = 1
+    objects = torch.zeros(1, 4, 4, dtype=torch.bool)
+    objects[0, 3, 3] = True
+    assert float(pointing_game(attributions, objects, 1e200)) == 1

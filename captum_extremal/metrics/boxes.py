@@ -7,6 +7,8 @@ box from 1 to 3 covers [0, 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,12 @@ def boxes_to_masks(
         raise TypeError(f"boxes must be a tensor, got {type(boxes).__name__}")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be of shape (B, 4), got {tuple(boxes.shape)}")
-    if len(size) != 2:
-        raise ValueError(f"size must be (H, W), got {size}")
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size must be (H, W), got {size!r}")
+    if not isinstance(one_based_inclusive, bool):
+        raise TypeError(
+            f"one_based_inclusive must be True or False, got {one_based_inclusive!r}"
+        )
     height, width = (check_count("size", side) for side in size)
     for box in boxes.tolist():
         if not (box[0] <= box[2] and box[1] <= box[3]):

@@ -177,7 +177,7 @@ class _Ascent:
         self.seed = seed
         self.params: list[Tensor] = []
         self.momentum: list[Tensor] = []
-        # Shifts stay well below the width of the smallest area, or thin objects are lost.
+        # Shifts as wide as the smallest area would lose thin objects.
         dims = max(len(size) for size in problem.sizes)
         width = float(min(problem.areas) ** (1 / dims))
         self.jitter = min(settings.jitter, width / 3)

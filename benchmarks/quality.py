@@ -310,9 +310,31 @@ def run_pairs(methods: Sequence[str], count: int | None, results: Path) -> None:
                 float(pointing_game(saliency, objects, tolerance))
                 for tolerance in (15, 0)
             )
-            record = {"class": category, "near": near, "inside": inside}
+            assert isinstance(result.masks, Tensor)
+            kept_areas = binarise(result.masks[0], COCO_AREAS)[:, 0]
+            record = {
+                "class": category,
+                "near": near,
+                "inside": inside,
+                "on_object": on_object(kept_areas, objects),
+                "central": central_share(kept_areas),
+            }
             write(out, record | cost)
             click.echo(f"{name}/{stem}: {category} {near:.0f}, inside {inside:.0f}")
+
+
+def on_object(masks: Tensor, objects: Tensor) -> list[float]:
+    """The share of each mask's pixels (A, H, W) that lie on the object."""
+    size = masks.shape[1:]
+    small = F.interpolate(objects[None].float(), size, mode="area")[0]
+    return ((masks * small).sum((1, 2)) / masks.sum((1, 2))).tolist()
+
+
+def central_share(masks: Tensor) -> float:
+    """The share of the masks' pixels in the middle rectangle of half the area."""
+    shares = [torch.linspace(-1, 1, side).abs() < 0.5**0.5 for side in masks.shape[1:]]
+    middle = shares[0][:, None] & shares[1][None]
+    return float((masks * middle).sum() / masks.sum())
 
 
 # --- the report ---
@@ -438,9 +460,13 @@ def pointing_table(records: dict[str, dict[str, Record]], ours: str) -> str:
             )
             low, high = interval(theirs)
             row += [f"{theirs.mean():.2f} [{low:.2f}, {high:.2f}]", f"{own.mean():.2f}"]
-        units = np.mean([records[name][pair]["units"] for pair in shared])
-        rows.append([*row, f"{units:.0f}"])
-    header = ["", "pairs", "within 15 pixels", f"{ours}", "inside", f"{ours}", "units"]
+        found = [records[name][pair] for pair in shared]
+        share = np.mean([record["on_object"] for record in found], axis=0)
+        row += [f"{share[0]:.2f}, {share[-1]:.2f}"]
+        row += [f"{np.mean([record['central'] for record in found]):.2f}"]
+        rows.append([*row, f"{np.mean([record['units'] for record in found]):.0f}"])
+    header = ["", "pairs", "within 15 pixels", ours, "inside", ours]
+    header += ["on the object: smallest, largest area", "in the middle half", "units"]
     return measuring.table(header, rows)
 
 
@@ -529,9 +555,10 @@ def main() -> None:
 @main.command()
 @click.option("--solvers", default="level-set,torchray", show_default=True)
 @click.option("--images", default=30, show_default=True)
-def run(solvers: str, images: int) -> None:
+@click.option("--first", default=0, show_default=True, help="Images that are skipped.")
+def run(solvers: str, images: int, first: int) -> None:
     """Measure what is not measured yet."""
-    run_images(solvers.split(","), images, RESULTS)
+    run_images(solvers.split(","), images, RESULTS, first)
 
 
 @main.command()

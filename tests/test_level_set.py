@@ -22,6 +22,7 @@ from captum_extremal import (
 )
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.level_set import _Ascent
+from captum_extremal.solvers.views import copy_of
 
 SIZE = (32, 32)
 rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
@@ -379,3 +380,31 @@ def test_threads_have_their_time_limit_alone():
     thread.start()
     thread.join()
     assert found == [False, True]
+
+
+# --- what the model is shown ---
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 11), (2, 1, 6, 9), (1, 2, 4, 5, 6)])
+@pytest.mark.parametrize("share", [0.0, 0.2, -0.4, 0.5])
+def test_shifted_copies_repeat_the_border(shape, share):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    shown = copy_of(False, [share] * 3)(inputs)
+    expected = inputs
+    for axis in range(2, inputs.dim()):
+        side = inputs.shape[axis]
+        places = (torch.arange(side) - round(share * side)).clamp(0, side - 1)
+        expected = expected.index_select(axis, places)
+    assert torch.equal(shown, expected)
+
+
+def test_mirrored_copies_are_for_images_alone():
+    for shape in [(1, 1, 5), (1, 1, 3, 5), (1, 1, 2, 3, 5)]:
+        inputs = torch.randn(shape)
+        expected = inputs.flip(-1) if len(shape) == 4 else inputs
+        assert torch.equal(copy_of(True, ())(inputs), expected)
+
+
+def test_copies_pass_the_gradient_back_to_where_it_came_from():
+    inputs = torch.randn(1, 1, 6, 7, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(copy_of(True, [0.3, -0.3]), (inputs,))

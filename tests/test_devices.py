@@ -10,6 +10,7 @@ from captum_extremal import (
     BlurPerturbation,
     ExtremalPerturbation,
     GradientSolver,
+    LevelSetSolver,
     MaskGenerator,
     Problem,
     SearchSolver,
@@ -69,6 +70,29 @@ def test_steps_between_checks_do_not_wait(settings, waiting_is_an_error):
 
     solver.solve(problem_of("cuda"), on_step=on_step)
     assert done == 10
+
+
+def test_steps_of_the_ascent_between_exchanges_do_not_wait(waiting_is_an_error):
+    done = 0
+
+    def on_step(_):
+        nonlocal done
+        done += 1
+        # Fields are compared, and scores checked, before the steps 3, 5 and 7.
+        waiting_is_an_error(done not in (2, 4, 6, 8))
+
+    LevelSetSolver(iterations=8).solve(problem_of("cuda"), on_step=on_step)
+    assert done == 8
+
+
+def test_the_ascent_agrees_with_the_cpu():
+    solver = LevelSetSolver(iterations=5)
+    cpu, gpu = (solver.solve(problem_of(device)) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(
+        gpu.history["reward"].cpu(), cpu.history["reward"], rtol=1e-3, atol=1e-2
+    )
+    counts = (gpu.masks[0] >= 0.5).flatten(1).sum(1).tolist()
+    assert counts == (cpu.masks[0] >= 0.5).flatten(1).sum(1).tolist()
 
 
 def test_a_wait_is_seen(waiting_is_an_error):

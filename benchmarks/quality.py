@@ -95,6 +95,16 @@ METHODS: dict[str, dict[str, Any]] = {
             presets.torchray()["solver"], iterations=200, learning_rate=0.04
         ),
     },
+    # The same with its area counted on the picture alone, not on a border around it.
+    "torchray-200-image": {
+        **presets.torchray(),
+        "solver": dataclasses.replace(
+            presets.torchray()["solver"],
+            iterations=200,
+            learning_rate=0.04,
+            area_scope="image",
+        ),
+    },
 }
 # Budgets of the figure: name of the method, and the same at other costs.
 BUDGETS: dict[str, list[dict[str, Any]]] = {

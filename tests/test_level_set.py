@@ -289,6 +289,15 @@ def test_a_black_box_is_told_of_the_other_solver():
 
 # --- an early end ---
 
+
+@pytest.fixture
+def pythons_own_handler():
+    """Where the tests run in the background, Ctrl-C may be switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 SOLVERS = [
     LevelSetSolver(iterations=500),
     GradientSolver(iterations=500, tolerance=0.0, mask_step=2),
@@ -312,7 +321,7 @@ def test_a_time_limit_ends_the_search_with_exact_masks(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-def test_ctrl_c_keeps_what_was_found(solver):
+def test_ctrl_c_keeps_what_was_found(solver, pythons_own_handler):
     calls = []
 
     def interrupted(x):
@@ -338,7 +347,7 @@ def interrupt_twice():
         time.sleep(1)
 
 
-def test_ctrl_c_stops_a_loop_and_the_masks_are_in_the_exception():
+def test_ctrl_c_stops_a_loop_and_the_masks_are_in_the_exception(pythons_own_handler):
     calls = []
 
     def interrupted(x):
@@ -361,7 +370,7 @@ def test_ctrl_c_stops_a_loop_and_the_masks_are_in_the_exception():
     assert result.settings["ended"] == "interrupt"
 
 
-def test_a_second_ctrl_c_interrupts_as_usual():
+def test_a_second_ctrl_c_interrupts_as_usual(pythons_own_handler):
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -355,8 +355,8 @@ SCORES = {
     "soft": "logit, soft edge (9 x 9 box)",
     "faded": "logit, binarised mask, TorchRay's blur",
     "mirror": "soft edge, picture mirrored",
-    "grey": "the same, grey instead of blur",
-    "lite1": "the same, on EfficientNet-Lite1",
+    "grey": "soft edge, grey instead of blur",
+    "lite1": "soft edge, on EfficientNet-Lite1",
 }
 
 

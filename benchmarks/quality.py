@@ -80,6 +80,9 @@ DOCS = HERE.parent / "docs"
 FORWARD_UNITS = 0.45
 QUICK_IMAGES = 2
 
+SHORT_TORCHRAY = dataclasses.replace(
+    presets.torchray()["solver"], iterations=200, learning_rate=0.04
+)
 METHODS: dict[str, dict[str, Any]] = {
     "level-set": {"solver": LevelSetSolver()},
     "level-set-mirror": {"solver": LevelSetSolver(mirror=True)},
@@ -89,21 +92,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "torchray": dict(presets.torchray()),
     "paper": dict(presets.paper()),
     # The published descent in a quarter of the steps, four times as long each.
-    "torchray-200": {
-        **presets.torchray(),
-        "solver": dataclasses.replace(
-            presets.torchray()["solver"], iterations=200, learning_rate=0.04
-        ),
-    },
+    "torchray-200": {**presets.torchray(), "solver": SHORT_TORCHRAY},
     # The same with its area counted on the picture alone, not on a border around it.
     "torchray-200-image": {
         **presets.torchray(),
-        "solver": dataclasses.replace(
-            presets.torchray()["solver"],
-            iterations=200,
-            learning_rate=0.04,
-            area_scope="image",
-        ),
+        "solver": dataclasses.replace(SHORT_TORCHRAY, area_scope="image"),
     },
 }
 # Budgets of the figure: name of the method, and the same at other costs.

@@ -124,3 +124,25 @@ def run_forward(
     return cast(
         Tensor, _run_forward(forward_func, inputs, None, additional_forward_args)
     )
+
+
+def forward_of_rows(
+    forward_func: Callable[..., Tensor],
+    target: Target,
+    additional_forward_args: object,
+    num_examples: int,
+    device: torch.device,
+) -> Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, Target]]:
+    """Perturbed inputs and the example of each row -> outputs, and their targets."""
+    arguments = as_arguments(additional_forward_args)
+    fast_target = as_target(target, device)
+
+    def forward(inputs: tuple[Tensor, ...], examples: Tensor) -> tuple[Tensor, Target]:
+        extra = tuple(
+            take_rows(arg, examples, num_examples) if isinstance(arg, Tensor) else arg
+            for arg in arguments
+        )
+        outputs = run_forward(forward_func, inputs, extra)
+        return outputs, take_rows(fast_target, examples, num_examples)
+
+    return forward

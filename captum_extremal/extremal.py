@@ -22,14 +22,11 @@ from torch import Tensor
 from captum_extremal import _checks
 from captum_extremal._captum import (
     Target,
-    as_arguments,
-    as_target,
     as_tuple,
     check_target,
+    forward_of_rows,
     like_inputs,
     progress_bar,
-    run_forward,
-    take_rows,
 )
 from captum_extremal._model import as_found, made_in_inference_mode, training_layers
 from captum_extremal.perturbations import (
@@ -390,16 +387,12 @@ class ExtremalPerturbation(PerturbationAttribution):
         device: torch.device,
     ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
         """Perturbed inputs and the image of each -> the reward of the output."""
-        arguments = as_arguments(additional_forward_args)
-        fast_target = as_target(target, device)
+        forward = forward_of_rows(
+            self.forward_func, target, additional_forward_args, num_examples, device
+        )
 
         def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-            extra = tuple(
-                take_rows(arg, images, num_examples) if isinstance(arg, Tensor) else arg
-                for arg in arguments
-            )
-            outputs = run_forward(self.forward_func, inputs, extra)
-            chosen = take_rows(fast_target, images, num_examples)
+            outputs, chosen = forward(inputs, images)
             return _one_score_each(self.reward(outputs, chosen), len(images))
 
         return score

@@ -21,13 +21,10 @@ from torch import Tensor
 
 from captum_extremal._captum import (
     Target,
-    as_arguments,
-    as_target,
     as_tuple,
     check_target,
-    run_forward,
+    forward_of_rows,
     select_targets,
-    take_rows,
 )
 from captum_extremal._checks import check_callable, check_count, check_inputs
 from captum_extremal._model import as_found
@@ -228,16 +225,12 @@ def _score(
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
     """Perturbed inputs and the image of each -> the target's score of each."""
     check_target(target, num_examples)
-    fast_target = as_target(target, device)
-    arguments = as_arguments(additional_forward_args)
+    forward = forward_of_rows(
+        forward_func, target, additional_forward_args, num_examples, device
+    )
 
     def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        extra = tuple(
-            take_rows(arg, images, num_examples) if isinstance(arg, Tensor) else arg
-            for arg in arguments
-        )
-        outputs = run_forward(forward_func, inputs, extra)
-        chosen = take_rows(fast_target, images, num_examples)
+        outputs, chosen = forward(inputs, images)
         return _one_score_each(select_targets(outputs, chosen), len(images))
 
     return score

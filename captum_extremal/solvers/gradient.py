@@ -59,7 +59,7 @@ class GradientSolver:
             from 0; for inputs with two spatial dimensions only. It steadies the
             masks of photographs; of a model that tells left from right it shows both.
         jitter: Shift the perturbed input by up to this fraction of each side, at
-            random at every iteration; the same for all cells.
+            random at every iteration, wrapping around; the same for all cells.
         tolerance: See above; 0 never finishes early.
         patience: See above.
         time_limit: Seconds after which the descent ends early; None for no limit. A

@@ -255,11 +255,8 @@ class _Descent:
         if len(bad):
             step, column = bad[0].tolist()
             cell = int(self.active[column])
-            raise RuntimeError(
-                "forward_func and reward must give finite scores, got "
-                f"{float(rewards[step, column])} at iteration {first + step} for "
-                f"{self.problem.name_of(cell)}"
-            )
+            score = float(rewards[step, column])
+            raise self.problem.not_finite(score, cell, f" at iteration {first + step}")
         if not all(params.isfinite().all() for params in self.params):
             raise RuntimeError(
                 "forward_func and reward must have finite gradients, got NaN within "

@@ -355,11 +355,8 @@ class _Ascent:
         bad = torch.nonzero(~self.rewards[:done].isfinite())
         if len(bad):
             step, cell = bad[0].tolist()
-            raise RuntimeError(
-                "forward_func and reward must give finite scores, got "
-                f"{float(self.rewards[step, cell])} at iteration {step} for "
-                f"{self.problem.name_of(cell)}"
-            )
+            score = float(self.rewards[step, cell])
+            raise self.problem.not_finite(score, cell, f" at iteration {step}")
         if not all(params.isfinite().all() for params in self.params):
             raise RuntimeError(
                 "forward_func and reward must have finite gradients, got NaN within "

@@ -82,6 +82,13 @@ class Problem:
         image, area = divmod(cell, len(self.areas))
         return f"image {image} and area {self.areas[area]}"
 
+    def not_finite(self, score: float, cell: int, when: str = "") -> RuntimeError:
+        """The error for a score that is NaN or infinite."""
+        return RuntimeError(
+            f"forward_func and reward must give finite scores, got {score}{when} for "
+            f"{self.name_of(cell)}"
+        )
+
     def scores(self, masks: Masks, images: Tensor) -> Tensor:
         """The model's score of ``masks * images``, whatever the game: (M,), no grad."""
         with torch.no_grad():

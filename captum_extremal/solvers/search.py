@@ -221,10 +221,7 @@ class _Search:
         bad = torch.nonzero(~rewards.isfinite())
         if len(bad):
             index = int(bad[0])
-            raise RuntimeError(
-                "forward_func and reward must give finite scores, got "
-                f"{float(rewards[index])} for {self.problem.name_of(int(cells[index]))}"
-            )
+            raise self.problem.not_finite(float(rewards[index]), int(cells[index]))
         values: list[float] = rewards.tolist()
         return values
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from captum_extremal import (
+    BlurPerturbation,
     ExtremalPerturbation,
     FadePerturbation,
     GradientSolver,
@@ -29,6 +30,7 @@ rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"
 OBJECT = (rows - 10) ** 2 + (columns - 20) ** 2 <= 36  # 113 pixels, 11 %
 OTHER = (rows - 24) ** 2 + (columns - 6) ** 2 <= 16
 FAST = LevelSetSolver(iterations=24)
+AREA = (0.11,)
 EXACT = dataclasses.replace(FAST, jitter=0.0, edge=0.0)
 
 
@@ -100,7 +102,7 @@ def test_the_mask_is_smooth_by_the_guarantee():
 
 @pytest.mark.parametrize(
     ("areas", "mirror", "compared"),
-    [((0.1,), True, 2), ((0.1, 0.2), True, 4), ((0.1, 0.2, 0.3), False, 7 / 3)],
+    [((0.1,), True, 1), ((0.1, 0.2), None, 2), ((0.1, 0.2, 0.3), False, 7 / 3)],
 )
 def test_the_cost_is_as_documented(areas, mirror, compared):
     seen = {True: 0, False: 0}
@@ -112,9 +114,9 @@ def test_the_cost_is_as_documented(areas, mirror, compared):
     heard = []
     solver = LevelSetSolver(iterations=12, mirror=mirror)
     solver.solve(problem_of(score, areas, images=2), 0, heard.append)
-    copies = 2 if mirror else 1
+    copies = 1 if mirror is False else 2
     assert seen[True] == 2 * (12 * len(areas) + 4 * copies)
-    assert seen[False] == round(2 * 4 * compared * len(areas))
+    assert seen[False] == round(2 * 3 * copies * compared * len(areas))
     assert sum(heard) == 12 == solver.total_steps
 
 
@@ -148,7 +150,7 @@ def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
     params[1] = -good[1]  # image 0, area 0.11, whose larger neighbour is 0.2
     params[5] = -good[5]  # image 1, area 0.5, whose only neighbour is 0.2
     ascent.momentum[0][0] = 7.0
-    ascent._exchange(ascent._delivered_masks)
+    ascent._exchange(ascent._delivered_masks, ascent.problem.areas)
     assert torch.equal(ascent.params[0][1], good[0])
     assert torch.equal(ascent.params[0][5], good[3])
     assert (ascent.momentum[0][1] == 7).all()
@@ -164,7 +166,8 @@ def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
         ("edge", 0.1),
         ("softness", (0.6, 0.5)),
         ("mask_step", 4),
-        ("mirror", True),
+        ("first_area", 0.9),
+        ("mirror", False),
         ("jitter", 0.0),
     ],
 )
@@ -199,6 +202,36 @@ def test_a_model_that_is_blind_to_uniform_masks_is_searched_from_a_random_start(
     assert float(contrast(solution.masks[0])) > 0.8
 
 
+def test_blurred_remains_do_not_stand_in_for_a_large_object():
+    image = torch.zeros(1, 1, *SIZE)
+    image[..., 4:20, 4:28] = 1  # so large that its middle is as bright when blurred
+    image[..., 24:31, 1:8] = 1
+
+    def score(x):
+        middle, spot = x[:, 0, 8:16, 10:22], x[:, 0, 24:31, 1:8]
+        return middle.mean(dim=(1, 2)) + 0.3 * spot.mean(dim=(1, 2))
+
+    def share_on_the_object(**options):
+        solver = dataclasses.replace(EXACT, iterations=40, **options)
+        method = ExtremalPerturbation(score, BlurPerturbation(sigma_max=3), solver)
+        kept = method.attribute(image, areas=0.05)[0, 0] >= 0.5
+        return float(kept[4:20].float().sum() / kept.sum())
+
+    assert share_on_the_object(flat_background=False) < 0.3
+    assert share_on_the_object() > 0.7
+
+
+def test_areas_shrink_to_the_asked_ones():
+    solver = dataclasses.replace(FAST, iterations=21, first_area=0.5)
+    ascent = _Ascent(solver, problem_of(areas=(0.02, 0.5, 0.7)), 0)
+    assert ascent._areas(0) == [0.5, 0.5, 0.7]
+    assert ascent._areas(7) == pytest.approx([0.1, 0.5, 0.7])
+    assert ascent._areas(14) == pytest.approx([0.02, 0.5, 0.7])
+    assert ascent._areas(20) == pytest.approx([0.02, 0.5, 0.7])
+    at_once = dataclasses.replace(solver, first_area=0)
+    assert _Ascent(at_once, problem_of(areas=(0.02,)), 0)._areas(0) == [0.02]
+
+
 def test_thin_objects_survive_the_jitter():
     # Narrower than 7 % of a side: shifts of that size would hide them.
     thin = torch.zeros(2000)
@@ -231,7 +264,7 @@ def test_fields_that_tie_stay_where_they_are():
     ascent._start()
     before = ascent.params[0].clone()
     ascent.problem._score = lambda x, images: 1.0 + 1e-7 * x[0][:, 0, 0, 0]
-    ascent._exchange(ascent._delivered_masks)
+    ascent._exchange(ascent._delivered_masks, ascent.problem.areas)
     assert torch.equal(ascent.params[0], before)
 
 
@@ -261,6 +294,7 @@ def test_all_of_the_input_beside_other_areas():
         ("jitter", 0.6, r"jitter must lie in \[0, 0.5\], got 0.6"),
         ("softness", (2.0, 0.1), r"softness must lie in \(0, 1\], got 2.0"),
         ("softness", 0.1, "softness must be a pair of numbers"),
+        ("first_area", 1.5, r"first_area must lie in \[0, 1\], got 1.5"),
         ("mask_step", 0, "mask_step must be at least 1, got 0"),
         ("time_limit", 0.0, "time_limit must be positive and finite, got 0.0"),
     ],
@@ -268,6 +302,41 @@ def test_all_of_the_input_beside_other_areas():
 def test_bad_settings(option, value, text):
     with pytest.raises(ValueError, match=text):
         LevelSetSolver(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "legal"),
+    [("mirror", "True, False or None"), ("flat_background", "True or False")],
+)
+def test_switches_are_true_or_false(option, legal):
+    with pytest.raises(TypeError, match=f"{option} must be {legal}, got 1"):
+        LevelSetSolver(**{option: 1})
+
+
+def test_a_mirror_image_serves_where_the_model_looks_at_the_same_places_in_it():
+    image = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    image[1, 0, :, 16:] = 0
+
+    def contrast(x):  # the same in the mirror
+        return (x[:, 0].diff(dim=1).square()).mean(dim=(1, 2))
+
+    def left(x):
+        return x[:, 0, :, :16].mean(dim=(1, 2))
+
+    def mirrored(score, mirror=None):
+        problem = Problem(
+            lambda x, _: score(x[0]),
+            (BlurPerturbation(sigma_max=2).levels(image),),
+            AREA,
+        )
+        ascent = _Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
+        with torch.no_grad():
+            ascent._start()
+        return ascent.mirrored.tolist()
+
+    assert mirrored(contrast) == [True, True]
+    assert mirrored(left) == [False, False]
+    assert mirrored(left, True) == [True, True]
 
 
 def test_a_score_that_is_not_finite_is_named():
@@ -393,12 +462,14 @@ def test_threads_have_their_time_limit_alone():
 
 # --- what the model is shown ---
 
+IMAGES = torch.tensor([0, 0])
+
 
 @pytest.mark.parametrize("shape", [(2, 3, 11), (2, 1, 6, 9), (1, 2, 4, 5, 6)])
 @pytest.mark.parametrize("share", [0.0, 0.2, -0.4, 0.5])
 def test_shifted_copies_enter_again_at_the_other_border(shape, share):
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    shown = copy_of(False, [share] * 3)(inputs)
+    shown = copy_of(False, [share] * 3)(inputs, IMAGES)
     expected = inputs
     for axis in range(2, inputs.dim()):
         side = inputs.shape[axis]
@@ -411,9 +482,17 @@ def test_mirrored_copies_are_for_images_alone():
     for shape in [(1, 1, 5), (1, 1, 3, 5), (1, 1, 2, 3, 5)]:
         inputs = torch.randn(shape)
         expected = inputs.flip(-1) if len(shape) == 4 else inputs
-        assert torch.equal(copy_of(True, ())(inputs), expected)
+        assert torch.equal(copy_of(True, ())(inputs, IMAGES), expected)
 
 
 def test_copies_pass_the_gradient_back_to_where_it_came_from():
     inputs = torch.randn(1, 1, 6, 7, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(copy_of(True, [0.3, -0.3]), (inputs,))
+    view = copy_of(True, [0.3, -0.3])
+    assert torch.autograd.gradcheck(lambda x: view(x, IMAGES), (inputs,))
+
+
+def test_some_images_are_mirrored_and_others_not():
+    inputs = torch.randn(3, 1, 2, 5)
+    view = copy_of(torch.tensor([True, False]), ())
+    shown = view(inputs, torch.tensor([1, 0, 1]))
+    assert torch.equal(shown, torch.stack([inputs[0], inputs[1].flip(-1), inputs[2]]))

@@ -951,6 +951,15 @@ def test_constant_masks_stay_constant_and_point_nowhere(value, dtype, device):
     assert pointing_game(saliency, everywhere) == 0
 
 
+def test_a_blob_that_the_border_cuts_yields_to_a_whole_one():
+    masks = torch.zeros(1, 1, 1, 60, 60)
+    masks[..., 20:40, :8] = 1
+    masks[..., 24:36, 38:50] = 1
+    row, column = divmod(int(masks_to_saliency(masks, smooth=0.1).argmax()), 60)
+    assert abs(row - 29.5) < 1
+    assert abs(column - 43.5) < 1
+
+
 def test_the_masks_of_a_result():
     def result(masks):
         scores = torch.zeros(2, 3)

@@ -3,11 +3,12 @@ r"""Masks of several areas (N, A, 1, *S) -> a saliency map with one maximum (Sec
 .. math:: S = g_\sigma * \sum_a m_a, \qquad \sigma = 0.09 \min_i S_i
 
 Masks are flat where they are 1; the sum over areas ranks the pixels, the blur decides
-among those that every mask keeps.
+among those that every mask keeps. Outside the input there is no mask: zeros.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captum_extremal._checks import check_floating, check_non_negative
@@ -24,8 +25,9 @@ def masks_to_saliency(
             treated tensor by tensor. Sec. 4.2 uses the areas 0.025, 0.05, 0.1 and 0.2
             for VOC, 0.018, 0.025, 0.05 and 0.1 for COCO.
         smooth: Standard deviation of the Gaussian as a fraction of the shortest side;
-            0.09 in Sec. 4.2, 0 for none. The Gaussian is normalised at the border
-            (`gaussian_blur`), so that objects there are not darkened.
+            0.09 in Sec. 4.2, 0 for none. Outside the input the masks count as 0, so
+            that a point at the border needs more around it than one in the middle. A
+            sum that is the same everywhere stays so: it has no maximum.
 
     Returns:
         Saliency in [0, A] of the dtype and device of ``masks``, a tuple if they are
@@ -43,7 +45,7 @@ def masks_to_saliency(
         >>> import torch
         >>> masks = torch.tensor([[[[0.0, 1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0, 1.0]]]])
         >>> masks_to_saliency(masks, smooth=0.25)
-        tensor([[[0.7755, 1.1675, 1.2006, 1.0709]]])
+        tensor([[[0.5424, 1.0938, 1.1249, 0.7489]]])
         >>> masks_to_saliency(masks, smooth=0)
         tensor([[[0., 2., 1., 1.]]])
     """
@@ -67,7 +69,8 @@ def _checked(masks: Tensor) -> Tensor:
 
 def _saliency(masks: Tensor, smooth: float) -> Tensor:
     total = masks.sum(dim=1)
-    blurred = gaussian_blur(total, smooth * min(masks.shape[3:]))
-    # An average lies between its extremes. Round-off would give a constant a maximum.
+    sigma = smooth * min(masks.shape[3:])
+    blurred = gaussian_blur(total, sigma, border="fade")
     axes = tuple(range(1, total.dim()))
-    return blurred.clamp(total.amin(axes, True), total.amax(axes, True))
+    constant = total.amin(axes, keepdim=True) == total.amax(axes, keepdim=True)
+    return torch.where(constant, total, blurred)

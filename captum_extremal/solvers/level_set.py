@@ -13,19 +13,19 @@ the edge, since a pixel can enter only where another leaves:
 .. math:: \partial S = \frac{m (1 - m)}{w} \left(g - \bar g\right), \qquad
     \bar g = \frac{\sum_u m (1 - m)\, g}{\sum_u m (1 - m)}
 
-1. start from the gradients of uniform masks, averaged over their height (at random
-   where they are all zero);
-2. repeat: one gradient of each cell, with an edge that narrows from the width of the
-   mask to a small part of it; the model is shown shifted copies;
-3. three times, and at the end, a cell takes the field of a neighbouring area where
-   that scores higher at its own area;
+1. start from the gradients of uniform masks, averaged over their height and the mirror
+   image (at random where they are all zero);
+2. repeat: one gradient of each cell. The area shrinks to the asked one from a larger
+   one, the edge narrows from the width of the mask to a small part of it; the model is
+   shown shifted copies, in turn over the perturbed input and over its mean colour;
+3. twice, and at the end, a cell takes the field of a neighbouring area where that
+   scores higher at its own area;
 4. deliver the region with the edge of `smooth_edges`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random
 import warnings
@@ -44,9 +44,11 @@ from captum_extremal.solvers.problem import Masks, Problem, Solution, View
 from captum_extremal.solvers.views import copy_of, random_shifts
 
 _HEIGHTS = (0.2, 7 / 15, 11 / 15, 1.0)  # of the uniform masks of the start
-_EXCHANGES = (0.25, 0.5, 0.75)  # parts of the run after which fields are compared
+_EXCHANGES = (0.5, 0.75)  # parts of the run after which fields are compared
 _SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
 _MOMENTUM = 0.9
+_ALIKE = 0.1  # correlation of the start's gradients from which a mirror image serves
+_SHRINKING = 0.7  # part of the run after which the areas are the asked ones
 _LAST_RATE = 0.1  # of the learning rate at the end, where it has fallen linearly
 _TIE = 1e-4  # share of a reward within which rounding must not decide
 _SAMPLES = 8192  # pixels at least that thresholds are read from
@@ -60,9 +62,9 @@ class LevelSetSolver:
     """Ascent on a smooth field; the asked area is exact at every step.
 
     A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
-    share 4 for the start, and a cell takes 12 forwards (8 at the smallest and largest
-    area, 4 of an only one) to compare fields with its neighbours'; ``mirror`` doubles
-    these two, and the hybrid game everything.
+    share 8 for the start, and a cell takes 18 forwards (12 at the smallest and largest
+    area, 6 of an only one) to compare fields with its neighbours'. Without the mirror
+    image these two are half as many; the hybrid game doubles everything.
 
     Args:
         iterations: Gradients of each cell.
@@ -76,13 +78,23 @@ class LevelSetSolver:
             within a factor of exp(+-0.8). Smaller last values suit hard edges.
         mask_step: Distance of the field's parameters in pixels; None scales with the
             input, 7 at 224.
+        first_area: Where smaller areas begin. They shrink to the asked one over 70 % of
+            the run, by the same factor in each step: what a large mask can do without
+            is found out before the small one has to choose. 0 for the asked area from
+            the first step on.
+        flat_background: Show what is left out by its mean colour in every second step
+            (by the mean of each channel at the most perturbed level), instead of
+            perturbed. The blurred remains of a large object help the score; with them
+            alone the mask need not show the object itself.
         mirror: Average over the mirror image as well, for inputs with two spatial
-            sizes. For models that do not tell left from right: of one that looks at
-            one side, half of the mask would lie on the other.
+            sizes. None for the images where the gradients of the start say that the
+            model looks at the same places in the mirror (their correlation is at least
+            0.1): of a model that looks at one side, half of the mask would lie on the
+            other.
         jitter: Average over shifted copies, by up to this fraction of each side (a
-            third of the width of the smallest area, where that is less). Masks of
-            photographs transfer better for it; for models that look at fixed places it
-            only blurs them.
+            third of the width of the smallest mask of the step, where that is less).
+            Masks of photographs transfer better for it; for models that look at fixed
+            places it only blurs them.
         time_limit: Seconds after which no further step begins; None for no limit. The
             start is made in any case. A run that ends early, also by Ctrl-C, delivers
             the masks that it has then.
@@ -107,7 +119,9 @@ class LevelSetSolver:
     edge: float = 0.018
     softness: tuple[float, float] = (1.0, 0.1)
     mask_step: int | None = None
-    mirror: bool = False
+    first_area: float = 0.5
+    flat_background: bool = True
+    mirror: bool | None = None
     jitter: float = 0.07
     time_limit: float | None = None
 
@@ -120,8 +134,13 @@ class LevelSetSolver:
             raise ValueError(
                 f"softness must be a pair of numbers in (0, 1], got {self.softness!r}"
             )
-        if not isinstance(self.mirror, bool):
-            raise TypeError(f"mirror must be True or False, got {self.mirror!r}")
+        if not isinstance(self.flat_background, bool):
+            came = repr(self.flat_background)
+            raise TypeError(f"flat_background must be True or False, got {came}")
+        if self.mirror is not None and not isinstance(self.mirror, bool):
+            raise TypeError(f"mirror must be True, False or None, got {self.mirror!r}")
+        if check_non_negative("first_area", self.first_area) > 1:
+            raise ValueError(f"first_area must lie in [0, 1], got {self.first_area}")
         for share in self.softness:
             if not 0 < check_positive("softness", share) <= 1:
                 raise ValueError(f"softness must lie in (0, 1], got {share}")
@@ -167,6 +186,9 @@ class _Ascent:
     def __init__(self, settings: LevelSetSolver, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
+        self.shown = [problem]  # in turn
+        if settings.flat_background:
+            self.shown.append(problem.over_mean_colour())
         self.random = random.Random(seed)
         self.cells = torch.arange(problem.num_cells, device=problem.device)
         self.fields = [
@@ -175,12 +197,14 @@ class _Ascent:
         ]
         self.edges = [_Edge(size) for size in problem.sizes]
         self.seed = seed
+        images = any(len(size) == 2 for size in problem.sizes)
+        self.copies = 2 if images and settings.mirror is not False else 1
+        # Of each image whether its mirror image serves, (N,).
+        self.mirrored = torch.ones(
+            problem.num_images, dtype=torch.bool, device=problem.device
+        )
         self.params: list[Tensor] = []
         self.momentum: list[Tensor] = []
-        # Shifts as wide as the smallest area would lose thin objects.
-        dims = max(len(size) for size in problem.sizes)
-        width = float(min(problem.areas) ** (1 / dims))
-        self.jitter = min(settings.jitter, width / 3)
         # Cells that met a gradient, or need none since all pixels are in.
         pixels = max(math.prod(size) for size in problem.sizes)
         whole = [area_count(pixels, area) == pixels for area in problem.areas]
@@ -200,35 +224,50 @@ class _Ascent:
             while done < iterations and not stop():
                 if done in exchanges:
                     self._check_finite(done)
-                    self._exchange(functools.partial(self._soft_masks, done))
+                    masks_of = functools.partial(self._soft_masks, done)
+                    self._exchange(masks_of, self._areas(done))
                 self._step(done)
                 on_step(1)
                 done += 1
             self._check_finite(done)
             self._warn_of_blind_cells(done)
             if not stop():
-                self._exchange(self._delivered_masks)
+                self._exchange(self._delivered_masks, self.problem.areas)
             masks = self._delivered_masks(self.params, self.problem.areas)
         return Solution(masks, {"reward": self.rewards}, stop.ended)
 
     def _start(self) -> None:
         """The mean gradient of uniform masks of several heights, for all areas."""
+        copies = [self._gradients_of_uniform_masks(view) for view in self._copies()]
+        if self.copies == 2 and self.settings.mirror is None:
+            self.mirrored = _alike(*copies)
         num_areas = len(self.problem.areas)
-        first = self.cells[::num_areas]
+        for usual, *mirrored in zip(*copies, strict=True):
+            flags = self.mirrored.view(-1, *[1] * (usual.dim() - 1))
+            total = usual
+            for gradient in mirrored:
+                total = usual + torch.where(flags, gradient, usual)
+            params = self._or_random(_standardised(total))
+            self.params.append(params.repeat_interleave(num_areas, dim=0))
+            self.momentum.append(torch.zeros_like(self.params[-1]))
+
+    def _gradients_of_uniform_masks(self, view: View) -> list[Tensor]:
+        """Of each field's parameters, (N, *points), summed over the heights."""
+        first = self.cells[:: len(self.problem.areas)]
         total = [torch.zeros(()) for _ in self.fields]
-        for height, view in itertools.product(_HEIGHTS, self._copies()):
+        for height in _HEIGHTS:
             masks = tuple(
                 torch.full((len(first), 1, *size), height, device=first.device)
                 for size in self.problem.sizes
             )
             _, gradients = self.problem.gradients(masks, first, view)
             total = [
-                t.to(g) + g.squeeze(1) for t, g in zip(total, gradients, strict=True)
+                before.to(gradient) + field.adjoint(gradient.squeeze(1))
+                for before, field, gradient in zip(
+                    total, self.fields, gradients, strict=True
+                )
             ]
-        for field, gradient in zip(self.fields, total, strict=True):
-            params = self._or_random(_standardised(field.adjoint(gradient)))
-            self.params.append(params.repeat_interleave(num_areas, dim=0))
-            self.momentum.append(torch.zeros_like(self.params[-1]))
+        return total
 
     def _or_random(self, params: Tensor) -> Tensor:
         """Random parameters where no gradient says where to start."""
@@ -239,28 +278,26 @@ class _Ascent:
         return torch.where(largest_one == 0, noise, params)
 
     def _copies(self) -> list[View]:
-        """The image itself and, where wanted, its mirror image."""
-        return [copy_of(mirror, ()) for mirror in (False, True)[: 1 + self.mirrors]]
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether there is a mirror image: for inputs with two spatial sizes."""
-        return self.settings.mirror and any(len(s) == 2 for s in self.problem.sizes)
+        """The image itself and, where it serves, its mirror image."""
+        return [copy_of(False, ()), copy_of(self.mirrored, ())][: self.copies]
 
     def _step(self, iteration: int) -> None:
         """Move each field along the gradient of its soft mask, seen in one copy."""
         spread = math.exp(self.random.uniform(-_SPREAD, _SPREAD))
         softness = min(1.0, self._softness(iteration) * spread)
-        shifts = random_shifts(self.random, self.jitter)
-        view = copy_of(self.settings.mirror and iteration % 2 == 0, shifts)
+        areas = self._areas(iteration)
+        shifts = random_shifts(self.random, self._jitter(areas))
+        problem = self.shown[iteration % len(self.shown)]
+        turn = iteration // len(self.shown) % self.copies
+        view = copy_of(self.mirrored if turn else False, shifts)
         soft = [
-            edge(field(params), softness, self.problem.areas)
+            edge(field(params), softness, areas)
             for edge, field, params in zip(
                 self.edges, self.fields, self.params, strict=True
             )
         ]
         masks = tuple(mask.unsqueeze(1) for mask, _ in soft)
-        rewards, gradients = self.problem.gradients(masks, self.cells, view)
+        rewards, gradients = problem.gradients(masks, self.cells, view)
         self.rewards[iteration] = rewards
         rate = self.settings.learning_rate
         rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
@@ -279,6 +316,20 @@ class _Ascent:
     def _part(self, iteration: int) -> float:
         """Of the run, from 0 at the first iteration to 1 at the last."""
         return iteration / max(1, self.settings.iterations - 1)
+
+    def _areas(self, iteration: int) -> list[float]:
+        """Geometrically from the first area down to the asked ones."""
+        first = self.settings.first_area
+        part = min(1.0, self._part(iteration) / _SHRINKING)
+        return [
+            area if area >= first else float(first * (area / first) ** part)
+            for area in self.problem.areas
+        ]
+
+    def _jitter(self, areas: Sequence[float]) -> float:
+        """Shifts as wide as the smallest mask would lose thin objects."""
+        dims = max(len(size) for size in self.problem.sizes)
+        return min(self.settings.jitter, float(min(areas) ** (1 / dims)) / 3)
 
     def _softness(self, iteration: int) -> float:
         """Geometrically from the first value to the last."""
@@ -305,21 +356,20 @@ class _Ascent:
             masks.append(smooth_edges(regions, width))
         return tuple(masks)
 
-    def _exchange(self, masks_of: MasksOf) -> None:
+    def _exchange(self, masks_of: MasksOf, areas: Sequence[float]) -> None:
         """Let each cell have the best of its own field and its neighbours'."""
-        areas = self.problem.areas
         # All fields are alike where the area is everything.
         order = sorted(
             (place for place, area in enumerate(areas) if area < 1),
             key=areas.__getitem__,
         )
         every = range(len(areas))
-        best = self._rewards(masks_of, every, every)
+        best = self._rewards(masks_of, areas, every, every)
         source = self.cells.clone()
         for places, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
             if places:
                 cells, candidates = self._cells_of(places), self._cells_of(others)
-                rewards = self._rewards(masks_of, others, places)
+                rewards = self._rewards(masks_of, areas, others, places)
                 better = rewards > best[cells] + _TIE * best[cells].abs()
                 best[cells] = torch.where(better, rewards, best[cells])
                 source[cells] = torch.where(better, candidates, source[cells])
@@ -327,11 +377,15 @@ class _Ascent:
         self.momentum = [momentum[source] for momentum in self.momentum]
 
     def _rewards(
-        self, masks_of: MasksOf, sources: Sequence[int], places: Sequence[int]
+        self,
+        masks_of: MasksOf,
+        areas: Sequence[float],
+        sources: Sequence[int],
+        places: Sequence[int],
     ) -> Tensor:
         """What fields of some areas are worth at others, mean over the copies."""
         params = [params[self._cells_of(sources)] for params in self.params]
-        masks = masks_of(params, [self.problem.areas[place] for place in places])
+        masks = masks_of(params, [areas[place] for place in places])
         cells = self._cells_of(places)
         copies = [self.problem.rewards(masks, cells, view) for view in self._copies()]
         return torch.stack(copies).mean(dim=0)
@@ -409,6 +463,15 @@ class _Edge:
                 thresholds.fill_(-torch.inf)  # all pixels are in
             found.append(thresholds)
         return torch.stack(found, dim=2).flatten(1)
+
+
+def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Of which images two gradients rise at the same places, (N,) bool."""
+    products = [
+        (_standardised(a) * _standardised(b)).flatten(1)
+        for a, b in zip(first, second, strict=True)
+    ]
+    return torch.cat(products, dim=1).mean(dim=1) >= _ALIKE
 
 
 def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 Masks = tuple[Tensor, ...]
 """One mask tensor (M, 1, *S) for each tensor of the input."""
 
-View = Callable[[Tensor], Tensor]
-"""Perturbed input (M, C, *S) -> what the model is shown of it, same shape."""
+View = Callable[[Tensor, Tensor], Tensor]
+"""Perturbed inputs (M, C, *S), the image of each (M,) -> what the model is shown of
+them, same shape."""
 
 
 class Problem:
@@ -64,8 +65,22 @@ class Problem:
         self.device = levels[0].device
         self._score = score
         self._levels = levels
-        self._weights = GAMES[game]
+        self._game = game
         self.perturbations_per_eval = perturbations_per_eval
+
+    def over_mean_colour(self) -> Problem:
+        """The same with what is left out in one colour instead of perturbed.
+
+        The colour of an image is the mean of its most perturbed level, by channel: what
+        a blur gives in the end.
+        """
+        levels = tuple(
+            torch.stack([_flat(level[:, 0]), level[:, -1]], dim=1)
+            for level in self._levels
+        )
+        return Problem(
+            self._score, levels, self.areas, self._game, self.perturbations_per_eval
+        )
 
     @property
     def cell_areas(self) -> Tensor:
@@ -144,11 +159,11 @@ class Problem:
     @property
     def _masks_per_chunk(self) -> int:
         """The hybrid game shows the model two perturbed inputs for each mask."""
-        shown = sum(weight != 0 for weight in self._weights)
+        shown = sum(weight != 0 for weight in GAMES[self._game])
         return max(1, self.perturbations_per_eval // shown)
 
     def _reward(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
-        kept, removed = self._weights
+        kept, removed = GAMES[self._game]
         if removed == 0:
             return kept * self._perturbed_score(masks, images, view)
         complement = tuple(1 - mask for mask in masks)
@@ -171,7 +186,7 @@ class Problem:
             for levels, mask in zip(self._levels, masks, strict=True)
         )
         if view is not None:
-            inputs = tuple(map(view, inputs))
+            inputs = tuple(view(tensor, images) for tensor in inputs)
         return self._score(inputs, images)
 
     @staticmethod
@@ -181,6 +196,12 @@ class Problem:
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             yield tuple(mask[part] for mask in masks), images[part]
+
+
+def _flat(images: Tensor) -> Tensor:
+    """Each channel's mean over space, (N, C, *S)."""
+    axes = tuple(range(2, images.dim()))
+    return images.mean(axes, keepdim=True).expand_as(images)
 
 
 def _gradient(reward: Tensor, leaves: Masks) -> Masks:

@@ -21,6 +21,13 @@ def gaussian_blur(inputs: np.ndarray, sigma: float) -> np.ndarray:
     return blurred
 
 
+def kernel_sums(size: tuple[int, ...], sigma: float) -> np.ndarray:
+    """sum_v g(u - v), v in the image, at every pixel u: (*S)."""
+    pixels = list(itertools.product(*map(range, size)))
+    sums = [sum(_gaussian(u, v, sigma) for v in pixels) for u in pixels]
+    return np.array(sums).reshape(size)
+
+
 def faded_blur(inputs: np.ndarray, sigma: float, reach: int) -> np.ndarray:
     """The same over a lattice that goes on for `reach` zeros around the image."""
     pad = [(0, 0), (0, 0)] + [(reach, reach)] * (inputs.ndim - 2)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from reference.blur import gaussian_blur
+from reference.blur import gaussian_blur, kernel_sums
 
 
 def pointing_game(
@@ -84,7 +84,12 @@ def class_accuracies(
 def masks_to_saliency(masks: np.ndarray, smooth: float) -> np.ndarray:
     """Sec. 4.2: (N, A, 1, *S) -> (N, 1, *S)."""
     total = masks.astype(np.float64).sum(axis=1)
-    return gaussian_blur(total, smooth * min(masks.shape[3:]))
+    sigma = smooth * min(masks.shape[3:])
+    # Zeros around: divided by the kernel's sum over an unlimited lattice.
+    reach = math.ceil(9 * sigma)
+    line = sum(math.exp(-(i**2) / (2 * sigma**2)) for i in range(-reach, reach + 1))
+    inside = kernel_sums(total.shape[2:], sigma)
+    return gaussian_blur(total, sigma) * inside / line**inside.ndim
 
 
 def box_to_mask(

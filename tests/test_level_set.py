@@ -21,6 +21,7 @@ from captum_extremal import (
     Problem,
     SearchSolver,
 )
+from captum_extremal.solvers import level_set
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.level_set import _Ascent
 from captum_extremal.solvers.views import copy_of
@@ -30,7 +31,6 @@ rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"
 OBJECT = (rows - 10) ** 2 + (columns - 20) ** 2 <= 36  # 113 pixels, 11 %
 OTHER = (rows - 24) ** 2 + (columns - 6) ** 2 <= 16
 FAST = LevelSetSolver(iterations=24)
-AREA = (0.11,)
 EXACT = dataclasses.replace(FAST, jitter=0.0, edge=0.0)
 
 
@@ -101,10 +101,15 @@ def test_the_mask_is_smooth_by_the_guarantee():
 
 
 @pytest.mark.parametrize(
-    ("areas", "mirror", "compared"),
-    [((0.1,), True, 1), ((0.1, 0.2), None, 2), ((0.1, 0.2, 0.3), False, 7 / 3)],
+    ("areas", "mirror", "start", "compared"),
+    [
+        ((0.1,), True, 8, 0),
+        ((0.1, 0.2), True, 8, 24),
+        ((0.1, 0.2), None, 8, 12),  # the model looks at one side
+        ((0.1, 0.2, 0.3), False, 4, 21),
+    ],
 )
-def test_the_cost_is_as_documented(areas, mirror, compared):
+def test_the_cost_is_as_documented(areas, mirror, start, compared):
     seen = {True: 0, False: 0}
 
     def score(x):
@@ -114,9 +119,8 @@ def test_the_cost_is_as_documented(areas, mirror, compared):
     heard = []
     solver = LevelSetSolver(iterations=12, mirror=mirror)
     solver.solve(problem_of(score, areas, images=2), 0, heard.append)
-    copies = 1 if mirror is False else 2
-    assert seen[True] == 2 * (12 * len(areas) + 4 * copies)
-    assert seen[False] == round(2 * 3 * copies * compared * len(areas))
+    assert seen[True] == 2 * (12 * len(areas) + start)
+    assert seen[False] == 2 * compared
     assert sum(heard) == 12 == solver.total_steps
 
 
@@ -313,30 +317,142 @@ def test_switches_are_true_or_false(option, legal):
         LevelSetSolver(**{option: 1})
 
 
+def contrast(x):
+    """The same in the mirror."""
+    return (x[:, 0].diff(dim=1).square()).mean(dim=(1, 2))
+
+
+def left(x):
+    return x[:, 0, :, :16].mean(dim=(1, 2))
+
+
+def noise(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def blurred_problem(score, *inputs, areas=(0.11,), **options):
+    levels = tuple(BlurPerturbation(sigma_max=2).levels(each) for each in inputs)
+    return Problem(score, levels, areas, **options)
+
+
+def mirrored(problem, mirror=None):
+    ascent = _Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
+    with torch.no_grad():
+        ascent._start()
+    return ascent.mirrored.tolist(), ascent.copies
+
+
 def test_a_mirror_image_serves_where_the_model_looks_at_the_same_places_in_it():
-    image = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
-    image[1, 0, :, 16:] = 0
+    images = noise(2, 1, *SIZE)
+    both = blurred_problem(lambda x, _: contrast(x[0]), images)
+    assert mirrored(both) == ([True, True], 2)
+    neither = blurred_problem(lambda x, _: left(x[0]), images)
+    assert mirrored(neither) == ([False, False], 1)
+    assert mirrored(neither, True) == ([True, True], 2)
+    assert mirrored(both, False)[1] == 1
 
-    def contrast(x):  # the same in the mirror
-        return (x[:, 0].diff(dim=1).square()).mean(dim=(1, 2))
+    def either(x, images):
+        return torch.where(images == 0, left(x[0]), contrast(x[0]))
 
-    def left(x):
-        return x[:, 0, :, :16].mean(dim=(1, 2))
+    assert mirrored(blurred_problem(either, images)) == ([False, True], 2)
 
-    def mirrored(score, mirror=None):
-        problem = Problem(
-            lambda x, _: score(x[0]),
-            (BlurPerturbation(sigma_max=2).levels(image),),
-            AREA,
+
+def test_signals_and_volumes_have_no_say_about_the_mirror():
+    def score(x, _):
+        return left(x[0]) + 5 * x[1].flatten(1).mean(dim=1)
+
+    problem = blurred_problem(score, noise(1, 1, *SIZE), noise(1, 1, 16, 16, 16))
+    assert mirrored(problem) == ([False], 1)
+
+
+def test_images_of_which_some_have_a_mirror_image_give_what_each_gives():
+    images = noise(2, 1, *SIZE)
+    solver = dataclasses.replace(FAST, iterations=8)
+
+    def either(x, images):
+        return torch.where(images == 0, left(x[0]), contrast(x[0]))
+
+    areas = (0.1, 0.2)
+    (both,) = solver.solve(blurred_problem(either, images, areas=areas)).masks
+    for place, score in enumerate((left, contrast)):
+        alone = blurred_problem(
+            lambda x, _, s=score: s(x[0]), images[place : place + 1], areas=areas
         )
-        ascent = _Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
-        with torch.no_grad():
-            ascent._start()
-        return ascent.mirrored.tolist()
+        (one,) = solver.solve(alone).masks
+        assert torch.equal(both[2 * place : 2 * place + 2], one)
 
-    assert mirrored(contrast) == [True, True]
-    assert mirrored(left) == [False, False]
-    assert mirrored(left, True) == [True, True]
+
+def test_steps_show_each_background_plain_and_mirrored_in_turn():
+    image = torch.zeros(1, 1, *SIZE)
+    image[..., 20:] = 1
+    seen = []
+
+    def score(x, _):
+        seen.append(x[0].detach())
+        return contrast(x[0]) + x[0].mean(dim=(1, 2, 3))
+
+    problem = blurred_problem(score, image)
+    settings = dataclasses.replace(FAST, mirror=True, jitter=0.0)
+    ascent = _Ascent(settings, problem, 0)
+    with torch.no_grad():
+        ascent._start()
+        seen.clear()
+        for iteration in range(4):
+            ascent._step(iteration)
+    bright_left = [bool(x[..., :16].mean() > x[..., 16:].mean()) for x in seen]
+    assert bright_left == [False, False, True, True]
+    # A blur leaves the far ends as they are, the mean colour is 0.375 there too.
+    darkest = [float(x.amin()) for x in seen]
+    assert max(darkest[0], darkest[2]) < 0.05
+    assert min(darkest[1], darkest[3]) > 0.05
+
+
+def test_the_other_background_is_the_mean_of_the_most_perturbed_level():
+    levels = torch.arange(2 * 3 * 2 * 4, dtype=torch.float32).view(2, 3, 2, 4) ** 2
+    levels[0, 0, 0, 1] = torch.nan
+    problem = Problem(lambda x, _: x[0].sum((1, 2)), (levels,), (0.5,), "deletion", 3)
+    flat = problem.over_mean_colour()
+    mask = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]).expand(2, 1, 4)
+    expected = []
+    for both in levels:
+        colour = both[0].nanmean(dim=1)
+        removed = both[-1, :, :2].sum() + 2 * colour.sum()  # the mask is taken away
+        expected.append(-float(removed))
+    assert flat.rewards((mask,), torch.tensor([0, 1])).tolist() == expected
+    assert (flat.game, flat.perturbations_per_eval) == ("deletion", 3)
+
+
+def test_a_score_that_breaks_over_the_mean_colour_says_so():
+    def score(x, _):
+        return contrast(x[0] / x[0].std(dim=(1, 2, 3), keepdim=True))
+
+    problem = blurred_problem(score, noise(1, 1, *SIZE), areas=(1.0,), game="hybrid")
+    with pytest.raises(RuntimeError, match=r"over the mean colour, see LevelSetSol"):
+        FAST.solve(problem)
+    dataclasses.replace(FAST, flat_background=False).solve(problem)
+
+
+def test_fields_are_compared_at_the_areas_of_the_step(monkeypatch):
+    solver = dataclasses.replace(FAST, iterations=21, first_area=0.5, jitter=0.5)
+    met, moved = [], []
+    exchange, shifts = _Ascent._exchange, level_set.random_shifts
+    monkeypatch.setattr(
+        _Ascent,
+        "_exchange",
+        lambda self, of, areas: (met.append(list(areas)), exchange(self, of, areas)),
+    )
+    monkeypatch.setattr(
+        level_set,
+        "random_shifts",
+        lambda source, reach: (moved.append(reach), shifts(source, reach))[1],
+    )
+    solver.solve(problem_of(areas=(0.02, 0.1)))
+    assert [areas[0] for areas in met] == pytest.approx(
+        [0.5 * 0.04 ** (10 / 14), 0.02, 0.02]
+    )
+    # Never more than a third of the width of the smallest mask.
+    assert moved[0] == pytest.approx(0.5**0.5 / 3)
+    assert moved[-1] == pytest.approx(0.02**0.5 / 3)
 
 
 def test_a_score_that_is_not_finite_is_named():

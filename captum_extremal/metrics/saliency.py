@@ -27,7 +27,8 @@ def masks_to_saliency(
         smooth: Standard deviation of the Gaussian as a fraction of the shortest side;
             0.09 in Sec. 4.2, 0 for none. Outside the input the masks count as 0, so
             that a point at the border needs more around it than one in the middle. A
-            sum that is the same everywhere stays so: it has no maximum.
+            sum that is the same everywhere stays so: it has no maximum. One that is
+            nearly the same everywhere has it in the middle.
 
     Returns:
         Saliency in [0, A] of the dtype and device of ``masks``, a tuple if they are
@@ -72,5 +73,7 @@ def _saliency(masks: Tensor, smooth: float) -> Tensor:
     sigma = smooth * min(masks.shape[3:])
     blurred = gaussian_blur(total, sigma, border="fade")
     axes = tuple(range(1, total.dim()))
-    constant = total.amin(axes, keepdim=True) == total.amax(axes, keepdim=True)
-    return torch.where(constant, total, blurred)
+    lowest, highest = total.amin(axes, keepdim=True), total.amax(axes, keepdim=True)
+    # Round-off must not leave the range of what was averaged.
+    blurred = blurred.clamp(torch.zeros_like(highest), highest)
+    return torch.where(lowest == highest, total, blurred)

@@ -62,9 +62,10 @@ class LevelSetSolver:
     """Ascent on a smooth field; the asked area is exact at every step.
 
     A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
-    share 8 for the start, and a cell takes 18 forwards (12 at the smallest and largest
-    area, 6 of an only one) to compare fields with its neighbours'. Without the mirror
-    image these two are half as many; the hybrid game doubles everything.
+    share 8 for the start (4 where ``mirror`` is False), and a cell takes 18 forwards
+    (12 at the smallest and largest area, none of an only one) to compare fields with
+    its neighbours', half as many where no mirror image serves. The hybrid game doubles
+    everything.
 
     Args:
         iterations: Gradients of each cell.
@@ -170,8 +171,9 @@ class LevelSetSolver:
             on_step: Told after every iteration that one step is done.
 
         Returns:
-            Masks of exactly the asked areas, with the series ``reward`` of the copies
-            and soft edges of the run.
+            Masks of exactly the asked areas, with the series ``reward`` of what each
+            step saw: areas, edges, copies and backgrounds differ between steps, so that
+            it need not rise.
 
         Raises:
             RuntimeError: If the model cuts the gradient or a score is not finite.
@@ -241,13 +243,12 @@ class _Ascent:
         copies = [self._gradients_of_uniform_masks(view) for view in self._copies()]
         if self.copies == 2 and self.settings.mirror is None:
             self.mirrored = _alike(*copies)
+            self.copies = 2 if self.mirrored.any() else 1
         num_areas = len(self.problem.areas)
         for usual, *mirrored in zip(*copies, strict=True):
             flags = self.mirrored.view(-1, *[1] * (usual.dim() - 1))
-            total = usual
-            for gradient in mirrored:
-                total = usual + torch.where(flags, gradient, usual)
-            params = self._or_random(_standardised(total))
+            total = [usual, *(torch.where(flags, other, usual) for other in mirrored)]
+            params = self._or_random(_standardised(sum(total)))
             self.params.append(params.repeat_interleave(num_areas, dim=0))
             self.momentum.append(torch.zeros_like(self.params[-1]))
 
@@ -287,7 +288,7 @@ class _Ascent:
         softness = min(1.0, self._softness(iteration) * spread)
         areas = self._areas(iteration)
         shifts = random_shifts(self.random, self._jitter(areas))
-        problem = self.shown[iteration % len(self.shown)]
+        problem = self._problem_of(iteration)
         turn = iteration // len(self.shown) % self.copies
         view = copy_of(self.mirrored if turn else False, shifts)
         soft = [
@@ -313,6 +314,10 @@ class _Ascent:
                 self.params[which] + rate / warm * self.momentum[which]
             )
 
+    def _problem_of(self, iteration: int) -> Problem:
+        """The backgrounds take turns."""
+        return self.shown[iteration % len(self.shown)]
+
     def _part(self, iteration: int) -> float:
         """Of the run, from 0 at the first iteration to 1 at the last."""
         return iteration / max(1, self.settings.iterations - 1)
@@ -328,7 +333,7 @@ class _Ascent:
 
     def _jitter(self, areas: Sequence[float]) -> float:
         """Shifts as wide as the smallest mask would lose thin objects."""
-        dims = max(len(size) for size in self.problem.sizes)
+        dims = min(len(size) for size in self.problem.sizes)
         return min(self.settings.jitter, float(min(areas) ** (1 / dims)) / 3)
 
     def _softness(self, iteration: int) -> float:
@@ -363,16 +368,17 @@ class _Ascent:
             (place for place, area in enumerate(areas) if area < 1),
             key=areas.__getitem__,
         )
-        every = range(len(areas))
-        best = self._rewards(masks_of, areas, every, every)
+        if len(order) < 2:
+            return
         source = self.cells.clone()
+        best = torch.full_like(source, torch.nan, dtype=self.rewards.dtype)
+        best[self._cells_of(order)] = self._rewards(masks_of, areas, order, order)
         for places, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
-            if places:
-                cells, candidates = self._cells_of(places), self._cells_of(others)
-                rewards = self._rewards(masks_of, areas, others, places)
-                better = rewards > best[cells] + _TIE * best[cells].abs()
-                best[cells] = torch.where(better, rewards, best[cells])
-                source[cells] = torch.where(better, candidates, source[cells])
+            cells, candidates = self._cells_of(places), self._cells_of(others)
+            rewards = self._rewards(masks_of, areas, others, places)
+            better = rewards > best[cells] + _TIE * best[cells].abs()
+            best[cells] = torch.where(better, rewards, best[cells])
+            source[cells] = torch.where(better, candidates, source[cells])
         self.params = [params[source] for params in self.params]
         self.momentum = [momentum[source] for momentum in self.momentum]
 
@@ -409,8 +415,10 @@ class _Ascent:
         bad = torch.nonzero(~self.rewards[:done].isfinite())
         if len(bad):
             step, cell = bad[0].tolist()
-            score = float(self.rewards[step, cell])
-            raise self.problem.not_finite(score, cell, f" at iteration {step}")
+            when = f" at iteration {step}"
+            if self._problem_of(step) is not self.problem:
+                when += " over the mean colour, see LevelSetSolver(flat_background)"
+            raise self.problem.not_finite(float(self.rewards[step, cell]), cell, when)
         if not all(params.isfinite().all() for params in self.params):
             raise RuntimeError(
                 "forward_func and reward must have finite gradients, got NaN within "
@@ -466,12 +474,15 @@ class _Edge:
 
 
 def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Of which images two gradients rise at the same places, (N,) bool."""
-    products = [
-        (_standardised(a) * _standardised(b)).flatten(1)
-        for a, b in zip(first, second, strict=True)
-    ]
-    return torch.cat(products, dim=1).mean(dim=1) >= _ALIKE
+    """Of which images two gradients of their pixels rise at the same places, (N,)."""
+    images = [dim for dim, a in enumerate(first) if a.dim() == 3]
+    a, b = (
+        torch.cat([_standardised(each[dim]).flatten(1) for dim in images], dim=1)
+        for each in (first, second)
+    )
+    # Standardised rows that are all zero do not count.
+    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
+    return (a * b).sum(1) >= _ALIKE * scale.clamp_min(torch.finfo(a.dtype).tiny)
 
 
 def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:

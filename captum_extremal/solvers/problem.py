@@ -65,21 +65,22 @@ class Problem:
         self.device = levels[0].device
         self._score = score
         self._levels = levels
-        self._game = game
+        self.game = game
+        self._weights = GAMES[game]
         self.perturbations_per_eval = perturbations_per_eval
 
     def over_mean_colour(self) -> Problem:
         """The same with what is left out in one colour instead of perturbed.
 
-        The colour of an image is the mean of its most perturbed level, by channel: what
-        a blur gives in the end.
+        The colour of an image is the mean of its most perturbed level, by channel and
+        over finite values: what a blur gives in the end.
         """
         levels = tuple(
             torch.stack([_flat(level[:, 0]), level[:, -1]], dim=1)
             for level in self._levels
         )
         return Problem(
-            self._score, levels, self.areas, self._game, self.perturbations_per_eval
+            self._score, levels, self.areas, self.game, self.perturbations_per_eval
         )
 
     @property
@@ -159,11 +160,11 @@ class Problem:
     @property
     def _masks_per_chunk(self) -> int:
         """The hybrid game shows the model two perturbed inputs for each mask."""
-        shown = sum(weight != 0 for weight in GAMES[self._game])
+        shown = sum(weight != 0 for weight in self._weights)
         return max(1, self.perturbations_per_eval // shown)
 
     def _reward(self, masks: Masks, images: Tensor, view: View | None) -> Tensor:
-        kept, removed = GAMES[self._game]
+        kept, removed = self._weights
         if removed == 0:
             return kept * self._perturbed_score(masks, images, view)
         complement = tuple(1 - mask for mask in masks)
@@ -199,9 +200,12 @@ class Problem:
 
 
 def _flat(images: Tensor) -> Tensor:
-    """Each channel's mean over space, (N, C, *S)."""
+    """Each channel's mean of finite values over space, (N, C, *S)."""
     axes = tuple(range(2, images.dim()))
-    return images.mean(axes, keepdim=True).expand_as(images)
+    finite = images.isfinite()
+    known = torch.where(finite, images, 0).sum(axes, True, dtype=torch.float64)
+    mean = known / finite.sum(axes, True).clamp_min(1)
+    return mean.to(images.dtype).expand_as(images)
 
 
 def _gradient(reward: Tensor, leaves: Masks) -> Masks:

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal import _checks
+from captum_extremal._running import SearchInterrupted
 from captum_extremal.extremal import (
     DEFAULT_AREAS,
     PERTURBATIONS,
     ExtremalPerturbation,
-    SearchInterrupted,
 )
 from captum_extremal.models import LoadedModel, load_model
 from captum_extremal.perturbations import Perturbation, apply_mask

@@ -28,11 +28,12 @@ ROOT = Path(captum_extremal.__file__).parent
 # one module here; inside it, imports are free.
 TIERS = (
     {"_checks"},
-    {"_captum", "_lattice", "_model", "blur"},
+    {"_captum", "_lattice", "_layer", "_model", "blur"},
     {"_max_convolution"},
     {"area", "disks", "level_sets", "masks", "perturbations", "rewards"},
     {"solvers"},
-    {"result"},
+    {"_curve", "_files", "_running"},
+    {"result", "channel_result"},
     {"presets", "metrics", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
@@ -46,8 +47,9 @@ TIER = {name: level for level, names in enumerate(TIERS) for name in names}
 # Who may use these modules, whatever the tiers allow: what runs a caller's model with
 # Captum's targets (`metrics`: insertion and deletion).
 USERS = {
-    "_captum": {"rewards", "metrics", "extremal", "channel", "inversion"},
-    "_model": {"metrics", "extremal", "channel", "inversion"},
+    "_captum": {"rewards", "metrics", "_running", "extremal", "channel", "inversion"},
+    "_layer": {"channel", "inversion"},
+    "_model": {"metrics", "_running", "extremal", "channel", "inversion"},
 }
 # Who may import Captum's public names. Its underscored ones: `_captum` alone.
 CAPTUM_USERS = {"_captum", "extremal", "channel", "inversion", "insights", "benchmark"}

@@ -35,6 +35,7 @@ bench: $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2
 	$(BIN)/python benchmarks/quality.py quick
+	$(BIN)/python benchmarks/channels.py quick
 	$(BIN)/python benchmarks/speed.py --quick
 
 # An overlay in front of the path. Its metadata asks for numpy<2, which nothing here

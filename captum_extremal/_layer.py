@@ -251,7 +251,8 @@ def _parents(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it hands each child's output to the next child alone."""
-    return type(module).forward is nn.Sequential.forward
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return not scripted and type(module).forward is nn.Sequential.forward
 
 
 def _is_bare(module: nn.Module) -> bool:

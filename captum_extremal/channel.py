@@ -106,6 +106,11 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             raise TypeError(
                 f"layer must be a torch.nn.Module, got {type(layer).__name__}"
             )
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise TypeError(
+                "layer must not be a scripted or traced module, on which PyTorch "
+                f"allows no hooks, got {type(layer).__name__}"
+            )
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         PerturbationAttribution.__init__(self, forward_func)
         self.solver = ChannelSolver() if solver is None else solver
@@ -274,6 +279,79 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             raise SearchInterrupted(result)
         return result
 
+    def evaluate(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        masks: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        layer_baselines: Baselines = 0.0,
+        channel_dim: int = 1,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+    ) -> Tensor:
+        """What channel masks of any origin are worth: the reward of the game.
+
+        Args:
+            inputs: As in `attribute`.
+            masks: (N, A, K) in [0, 1], 1 = kept; a tuple of them if the layer has
+                several tensors.
+            target: As in `attribute`, as are all further arguments.
+            additional_forward_args: See there.
+            attribute_to_layer_input: See there.
+            layer_baselines: See there.
+            channel_dim: See there.
+            game: See there.
+            perturbations_per_eval: See there.
+
+        Returns:
+            Rewards, (N, A).
+
+        Raises:
+            ValueError: If ``masks`` do not fit the activation or leave [0, 1], or
+                another argument's value is out of range.
+            TypeError: If an argument is of the wrong type.
+            RuntimeError: If a score is NaN or infinite.
+
+        Example:
+            >>> import torch
+            >>> layer = torch.nn.Identity()
+            >>> def model(x):
+            ...     return layer(x).sum(dim=1)
+            >>> method = ChannelExtremalPerturbation(model, layer)
+            >>> masks = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]])
+            >>> method.evaluate(torch.tensor([[1.0, 2.0, 4.0]]), masks)
+            tensor([[1., 5.]])
+        """
+        given = masks if isinstance(masks, tuple) else (masks,)
+        for mask in given:
+            _checks.check_floating("masks", mask)
+        areas = (1.0,) * (given[0].shape[1] if given and given[0].dim() == 3 else 1)
+        with self._channels(
+            inputs,
+            target,
+            areas,  # any will do: a problem is asked for rewards alone
+            additional_forward_args,
+            attribute_to_layer_input,
+            layer_baselines,
+            channel_dim,
+            game,
+            perturbations_per_eval,
+        ) as channels:
+            _check_masks(given, channels, len(areas))
+            problem = channels.problem
+            flat = tuple(
+                mask.detach().to(problem.device, torch.float32).flatten(0, 1)[:, None]
+                for mask in given
+            )
+            cells = torch.arange(problem.num_cells, device=problem.device)
+            rewards = problem.rewards(flat, cells)
+        if not rewards.isfinite().all():
+            raise RuntimeError("forward_func must give finite scores, got NaN or inf")
+        return rewards.view(-1, len(areas))
+
     @contextmanager
     def _channels(
         self,
@@ -402,6 +480,25 @@ def _check_activations(
             f"{' and '.join(str(tuple(tensor.shape)) for tensor in activations)}"
         )
     return found.pop()
+
+
+def _check_masks(
+    masks: tuple[Tensor, ...], channels: _Channels, num_areas: int
+) -> None:
+    if len(masks) != len(channels.activations):
+        raise ValueError(
+            f"masks must be as many as the layer's tensors, {len(channels.activations)}"
+            f", got {len(masks)}"
+        )
+    for mask, activation in zip(masks, channels.activations, strict=True):
+        legal = (len(activation), num_areas, activation.shape[channels.dim])
+        if tuple(mask.shape) != legal or num_areas == 0:
+            raise ValueError(
+                f"masks must be of shape ({legal[0]}, A, {legal[2]}), got "
+                f"{tuple(mask.shape)}"
+            )
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError("masks must lie in [0, 1], got other values")
 
 
 def _fractions(

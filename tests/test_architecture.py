@@ -38,7 +38,8 @@ TIERS = (
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
     {"benchmark"},
-    {"models"},
+    {"models", "_command_line"},
+    {"cli_channels"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -61,7 +62,7 @@ SOLVERS_NEVER = {
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load, and the one class that torchmetrics is for.
 LAZY = {"matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
-EAGER_ALLOWED = {"benchmark", "cli", "metrics.accumulate"}
+EAGER_ALLOWED = {"benchmark", "cli", "cli_channels", "metrics.accumulate"}
 
 
 # --- reading sources ---

@@ -209,8 +209,11 @@ class _Skippable:
         def count(module: nn.Module, args: tuple[Any, ...]) -> None:
             calls[module] += 1
             if module is self.first:
-                tensors = (arg for arg in args if isinstance(arg, Tensor))
-                versions.extend((tensor, tensor._version) for tensor in tensors)  # noqa: SLF001
+                versions.extend(
+                    (arg, arg._version)  # noqa: SLF001
+                    for arg in args
+                    if isinstance(arg, Tensor) and not arg.is_inference()
+                )
 
         with ExitStack() as stack:
             for module in calls if self.modules else ():

@@ -30,8 +30,9 @@ class ChannelResult:
     reward the output of the target, unscaled (logits if the model returns logits).
 
     Attributes:
-        masks: (N, A, K) float32 of zeros and ones, 1 = kept, for the K channels of the
-            layer; a tuple of such tensors if the layer has several.
+        masks: (N, A, K) float32, 1 = kept, for the K channels of the layer; a tuple of
+            such tensors if the layer has several. Zeros and ones from the solvers of
+            channels; at 0.5 exactly of the asked area from any.
         areas: The A areas, as asked for: an int is a number of channels, a float a
             fraction of them.
         scores: Scores of what each mask keeps, Phi(m * a), (N, A).
@@ -80,7 +81,7 @@ class ChannelResult:
 
         With `scores` the curve of the paper's Fig. 8.
         """
-        kept = [mask[0].sum(dim=1).round().long() for mask in _tuple(self.masks)]
+        kept = [(mask[0] >= 0.5).sum(dim=1) for mask in _tuple(self.masks)]
         return tuple(torch.stack(kept).sum(dim=0).tolist())
 
     def smallest_sufficient_count(

@@ -23,6 +23,7 @@ from captum_extremal import (
     ChannelResult,
     ChannelSolver,
     ExtremalPerturbation,
+    LevelSetSolver,
     SearchInterrupted,
     Solution,
     contrastive_reward,
@@ -735,6 +736,15 @@ def test_data_parallel_scatters():
         ChannelExtremalPerturbation(lambda x: parallel(x), model.norm, device_ids=ids),
     ):
         assert torch.equal(method.attribute(inputs, 1, 2), expected)
+
+
+def test_solvers_of_pixels_may_be_used():
+    # Masks of a smooth field over the channels in their order: 4 and 5 are neighbours.
+    model = Weighted([[0.0, 0, 0, 0, 3, 2, 0, 0, 2, 0], [1.0] * 10])
+    method = method_of(model, solver=LevelSetSolver(iterations=20, jitter=0.0))
+    result = method.optimize(ones(1, 10), 0, (2, 5))
+    assert result.counts == (2, 5)
+    assert {4, 5} == set((result.masks[0, 0] >= 0.5).nonzero().flatten().tolist())
 
 
 def test_the_result_names_what_was_asked():

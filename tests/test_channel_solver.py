@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_extremal import ChannelDescent, ChannelSolver, Problem
+from captum_extremal import ChannelDescent, ChannelSolver, ExtremalPerturbation, Problem
 
 
 def problem_of(score, values, areas, **options):
@@ -155,6 +155,13 @@ def test_a_score_that_becomes_nan_is_an_error(solver):
     problem = problem_of(score, torch.ones(1, 4), [0.25])
     with pytest.raises(RuntimeError, match="must give finite scores, got"):
         solver.solve(problem)
+
+
+@pytest.mark.parametrize("solver", [ChannelSolver(), ChannelDescent()])
+def test_pixels_are_no_channels(solver):
+    method = ExtremalPerturbation(lambda x: x.sum((1, 2, 3)), solver=solver)
+    with pytest.raises(ValueError, match=r"masks with one axis, got sizes \(4, 5"):
+        method.attribute(torch.rand(1, 1, 4, 5))
 
 
 @pytest.mark.parametrize(

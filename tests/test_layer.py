@@ -232,3 +232,28 @@ def test_parts_of_a_batch_are_joined():
     parts = [lambda part=part: model(part) for part in inputs_of(3).split(2)]
     (found,) = layer.read(parts)
     torch.testing.assert_close(found, model[:2](inputs_of(3)))
+
+
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last]
+)
+def test_the_next_module_may_work_in_place_and_take_views(memory_format):
+    def model_of(inplace):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 6, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(96, 3)
+        return nn.Sequential(*layers).to(memory_format=memory_format)
+
+    inputs = inputs_of().to(memory_format=memory_format)
+    models = model_of(True), model_of(False)
+    one, other = (optimize(model, model[0], inputs=inputs) for model in models)
+    same(one, other)
+
+
+def test_the_order_of_memory_stays_where_a_view_needs_it():
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Identity(), nn.Linear(96, 3))
+
+    def forward(x):
+        hidden = model[1](model[0](x))
+        return model[2](hidden.view(len(hidden), -1))
+
+    assert optimize(forward, model[1]).counts == (1, 2, 4)

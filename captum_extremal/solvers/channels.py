@@ -101,8 +101,10 @@ class ChannelSolver:
             ``reward`` of the soft masks of the run.
 
         Raises:
+            ValueError: If a mask has more than one axis.
             RuntimeError: If the model cuts the gradient or a score is not finite.
         """
+        _check_axes(problem)
         start = time.monotonic()
         step = on_step or (lambda _: None)
         fields = [FreeField(size) for size in problem.sizes]
@@ -128,6 +130,14 @@ class ChannelSolver:
             softness=self.softness,
             jitter=0.0,
             time_limit=self.time_limit,
+        )
+
+
+def _check_axes(problem: Problem) -> None:
+    if any(len(size) != 1 for size in problem.sizes):
+        raise ValueError(
+            "a solver of channels needs masks with one axis, got sizes "
+            f"{', '.join(map(str, problem.sizes))}"
         )
 
 
@@ -321,9 +331,11 @@ class ChannelDescent:
             ``reward`` and ``area_loss`` of the run.
 
         Raises:
+            ValueError: If a mask has more than one axis.
             RuntimeError: If the model cuts the gradient or a score is not finite.
         """
         del seed
+        _check_axes(problem)
         with torch.no_grad():
             return self._descend(problem, on_step or (lambda _: None))
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from captum_extremal import ChannelDescent, ChannelSolver, ExtremalPerturbation, Problem
+from captum_extremal.solvers.channels import _Swaps
 
 
 def problem_of(score, values, areas, **options):
@@ -58,6 +59,20 @@ def test_it_finds_the_best_of_all_sets(game):
         hits += [abs(r - b) <= 1e-5 for r, b in zip(rewards, best, strict=True)]
     # All 24 but one, where no exchange of a pair helps.
     assert sum(hits) >= len(hits) - 1
+
+
+def test_activation_times_gradient_takes_the_place_of_worse_masks():
+    values = torch.tensor([[3.0, 1.0, 4.0, 2.0], [1.0, 5.0, 2.0, 3.0]])
+    problem = problem_of(lambda x: x.sum(dim=1), values, [0.25, 0.5])
+    worst = torch.tensor([[0.0, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0]])
+    swaps = _Swaps(problem, (worst[:, None],))
+    assert swaps.masks[0].squeeze(1).tolist() == [
+        [0, 0, 1, 0],
+        [1, 0, 1, 0],
+        [0, 1, 0, 0],
+        [0, 1, 0, 1],
+    ]
+    assert swaps.best.tolist() == [4, 7, 5, 8]
 
 
 def test_rounds_try_every_single_channel_in_the_end():

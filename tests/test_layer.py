@@ -118,11 +118,12 @@ def test_children_that_others_call_too_are_not_passed_over(monkeypatch):
             self.body = chain()
 
         def forward(self, x):
-            return self.body(x) + self.body[0][0](x).sum((1, 2, 3))[:, None]
+            return self.body(x) + self.body[0](x).sum((1, 2, 3))[:, None]
 
     model = Model()
     found = optimize(model, model.body[1][1])
     assert model.body[0][0].calls > 10
+    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
     everywhere(monkeypatch)
     same(found, optimize(model, model.body[1][1]))
 

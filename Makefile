@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
-CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py
+CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py
 
 .PHONY: demo test lint bench test-captum08 clean
 
@@ -35,6 +35,7 @@ bench: $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2
 	$(BIN)/python benchmarks/quality.py quick
+	$(BIN)/python benchmarks/channels.py quick
 	$(BIN)/python benchmarks/speed.py --quick
 
 # An overlay in front of the path. Its metadata asks for numpy<2, which nothing here

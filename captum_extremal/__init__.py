@@ -8,9 +8,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from captum_extremal import presets
+from captum_extremal._running import SearchInterrupted
 from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
 from captum_extremal.blur import gaussian_blur
-from captum_extremal.extremal import ExtremalPerturbation, SearchInterrupted
+from captum_extremal.channel import ChannelExtremalPerturbation
+from captum_extremal.channel_result import ChannelResult
+from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.masks import MaskGenerator, smooth_max
 from captum_extremal.perturbations import (
     BlurPerturbation,
@@ -21,6 +24,8 @@ from captum_extremal.perturbations import (
 from captum_extremal.result import Extremality, ExtremalResult
 from captum_extremal.rewards import contrastive_reward, simple_reward
 from captum_extremal.solvers import (
+    ChannelDescent,
+    ChannelSolver,
     GradientSolver,
     LevelSetSolver,
     Problem,
@@ -33,6 +38,10 @@ __all__ = [
     "AreaLoss",
     "AreaWeight",
     "BlurPerturbation",
+    "ChannelDescent",
+    "ChannelExtremalPerturbation",
+    "ChannelResult",
+    "ChannelSolver",
     "ExtremalPerturbation",
     "ExtremalResult",
     "Extremality",

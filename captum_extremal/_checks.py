@@ -35,25 +35,68 @@ def check_areas(areas: float | Iterable[float] | Tensor) -> tuple[float, ...]:
         ...
         ValueError: area must lie in (0, 1], got 1.5
     """
-    if isinstance(areas, Tensor):
-        areas = areas.flatten().tolist()
-    several: Iterable[object] = [areas]
-    is_scalar = isinstance(areas, str) or getattr(areas, "ndim", None) == 0
-    if isinstance(areas, Iterable) and not is_scalar:
-        several = areas
-    checked = tuple(_area(area) for area in several)
-    if not checked:
-        raise ValueError("areas must hold at least one area, got none")
-    return checked
+    return tuple(_area(area) for area in _several("areas", areas))
+
+
+def _several(name: str, values: object) -> list[object]:
+    """One value or an iterable or tensor of them, numbers as Python's own."""
+    if isinstance(values, Tensor):
+        values = values.flatten().tolist()
+    is_scalar = isinstance(values, str) or getattr(values, "ndim", None) == 0
+    several = list(values) if isinstance(values, Iterable) and not is_scalar else None
+    found = [values] if several is None else several
+    if not found:
+        raise ValueError(f"{name} must hold at least one area, got none")
+    return [_as_python(value) for value in found]
+
+
+def _as_python(value: object) -> object:
+    """A number of NumPy or PyTorch as one of Python's."""
+    is_zero_dimensional = getattr(value, "ndim", None) == 0
+    return value.item() if is_zero_dimensional and hasattr(value, "item") else value
 
 
 def _area(area: object) -> float:
-    if getattr(area, "ndim", None) == 0 and hasattr(area, "item"):
-        area = area.item()  # a number of NumPy or PyTorch
     value = _number("area", area)
     if not 0 < value <= 1:
         raise ValueError(f"area must lie in (0, 1], got {area}")
     return value
+
+
+def check_channel_areas(
+    areas: float | Iterable[float] | Tensor,
+) -> tuple[int | float, ...]:
+    """One area or several: an int counts channels, a float is a fraction in (0, 1].
+
+    Args:
+        areas: A number, a sequence of numbers or a tensor of any shape, whose values
+            are copied to the CPU.
+
+    Returns:
+        The areas as plain ints and floats, in their order.
+
+    Raises:
+        TypeError: If an area is not a number.
+        ValueError: If a fraction lies outside (0, 1], a number is below 1, or there is
+            none.
+
+    Example:
+        >>> check_channel_areas([1, 5, 0.5, 1.0])
+        (1, 5, 0.5, 1.0)
+        >>> check_channel_areas(0)
+        Traceback (most recent call last):
+        ...
+        ValueError: area must be at least 1 channel, got 0
+    """
+    checked: list[int | float] = []
+    for area in _several("areas", areas):
+        if isinstance(area, Integral) and not isinstance(area, bool):
+            if area < 1:
+                raise ValueError(f"area must be at least 1 channel, got {area}")
+            checked.append(int(area))
+        else:
+            checked.append(_area(area))
+    return tuple(checked)
 
 
 def check_positive(name: str, value: float) -> float:

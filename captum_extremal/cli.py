@@ -2,7 +2,8 @@
 
 ``demo`` explains three pictures that come with scikit-image, ``explain`` a picture of
 the user's own. Both look for the masks of several areas of the picture that alone let
-the network see the target best.
+the network see the target best. ``channels`` (`cli_channels`) asks the same of the
+channels of a layer.
 
 Figures, masks and the table are the output; the progress bar and errors go to stderr.
 An error is one line, and the exit code is 2.
@@ -11,11 +12,8 @@ An error is one line, and the exit code is 2.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -24,11 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal import _checks
+from captum_extremal._command_line import (
+    check_distinct,
+    figure_path,
+    label_of,
+    open_picture,
+    outputs_of,
+    prepare_folder,
+    target_index,
+)
+from captum_extremal._running import SearchInterrupted
+from captum_extremal.cli_channels import channels
 from captum_extremal.extremal import (
     DEFAULT_AREAS,
     PERTURBATIONS,
     ExtremalPerturbation,
-    SearchInterrupted,
 )
 from captum_extremal.models import LoadedModel, load_model
 from captum_extremal.perturbations import Perturbation, apply_mask
@@ -47,7 +55,6 @@ if TYPE_CHECKING:
 
 DEMO_PICTURES = ("coffee", "camera", "chelsea")
 DEMO_AREAS = (0.05, 0.1, 0.2, 0.4)
-_FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 # What can be wrong with what the user gave; anything else is a bug and keeps its
 # traceback. The assertion errors are torch's, of devices that are not there.
 _USER_ERRORS = (ValueError, RuntimeError, AssertionError, OSError, ImportError)
@@ -163,6 +170,9 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+main.add_command(channels)
+
+
 @main.command()
 @click.option(
     "--output",
@@ -253,45 +263,20 @@ def explain(
     Nothing is downloaded. An existing figure of the same name is replaced.
     """
     settings = _Settings.of(**options)
-    figure = _figure_path(output, image)
-    _check_distinct({"IMAGE": image, "--output": figure, "--save": save})
-    picture = _open_picture(image)
+    figure = figure_path(output, image, "extremal")
+    check_distinct({"IMAGE": image, "--output": figure, "--save": save})
+    picture = open_picture(image)
     loaded = load_model(model, weights)
     if size is not None:
         loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
-    _prepare_folder("--output", figure)
+    prepare_folder("--output", figure)
     if save is not None:
-        _prepare_folder("--save", save)
+        prepare_folder("--save", save)
     views = [_View(image.stem, *loaded.preprocess(picture))]
     found = _search(loaded, views, target, settings)
     if save is not None:
         found.result.save(save)
     _report(found, [figure], also=[save] if save is not None else [])
-
-
-def _prepare_folder(option: str, path: Path) -> None:
-    """Make the folder of a file and see that it can be written to, before the work."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise click.UsageError(
-            f"{option} must lie in a writable folder, got {path}: {error.strerror}"
-        ) from None
-
-
-def _check_distinct(paths: dict[str, Path | None]) -> None:
-    """No file may be read and written, or written twice."""
-    seen: dict[Path, str] = {}
-    for name, path in paths.items():
-        if path is None:
-            continue
-        other = seen.setdefault(path.resolve(), name)
-        if other != name:
-            raise click.UsageError(
-                f"{name} must not be the same file as {other}: {path}"
-            )
 
 
 # --- the search ---
@@ -354,10 +339,10 @@ def _search(
     """Find the masks of all views at once."""
     model = loaded.model.to(settings.device)
     inputs = torch.stack([view.inputs for view in views]).to(settings.device)
-    outputs = _outputs(model, inputs)
+    outputs = outputs_of(model, inputs)
     targets = outputs.argmax(dim=1)
     if target is not None:
-        targets[:] = _target_index(target, loaded.labels, outputs.shape[1])
+        targets[:] = target_index(target, loaded.labels, outputs.shape[1])
     perturbation = PERTURBATIONS[settings.perturbation]()
     method = ExtremalPerturbation(model, perturbation, settings.solver)
     try:
@@ -379,27 +364,13 @@ def _search(
     probability = _probability(model, perturbation, inputs, masks, targets).cpu()
     return _Found(
         views,
-        [_label(index, loaded.labels) for index in targets.tolist()],
+        [label_of(index, loaded.labels) for index in targets.tolist()],
         result,
         areas_at_half=(result.masks >= 0.5).float().mean(dim=(2, 3, 4)),
         input_probability=probability[:, 0],
         probability=probability[:, 1:-1],
         perturbed_probability=probability[:, -1],
     )
-
-
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    try:
-        with torch.no_grad():
-            outputs = model(inputs)
-    except (RuntimeError, AssertionError) as error:
-        size = " x ".join(map(str, inputs.shape[2:]))
-        raise ValueError(
-            f"model cannot take pictures of {size} pixels: {error}"
-        ) from None
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        raise ValueError("model must return one row of class scores for each picture")
-    return outputs
 
 
 def _probability(
@@ -413,47 +384,8 @@ def _probability(
     rows = []
     for image, some, target in zip(inputs, masks, targets.tolist(), strict=True):
         kept = apply_mask(perturbation.levels(image[None]), some)
-        rows.append(_outputs(model, kept).softmax(dim=1)[:, target])
+        rows.append(outputs_of(model, kept).softmax(dim=1)[:, target])
     return torch.stack(rows)
-
-
-def _target_index(target: str, labels: Sequence[str] | None, num_classes: int) -> int:
-    """The class that a name or an index means."""
-    with suppress(ValueError):
-        index = int(target)
-        if not 0 <= index < num_classes:
-            raise click.UsageError(
-                f"target must lie in 0..{num_classes - 1}, got {target}"
-            )
-        return index
-    if labels is None:
-        raise click.UsageError(
-            f"target must be an index in 0..{num_classes - 1}, as the names of this "
-            f"model's classes are not known, got {target!r}"
-        )
-    if target in labels:
-        return labels.index(target)
-    lower = [label.lower() for label in labels]
-    if lower.count(target.lower()) == 1:
-        return lower.index(target.lower())
-    raise click.UsageError(
-        f"target must be an index or the name of a class, got {target!r}"
-        + _close_labels(target.lower(), labels)
-    )
-
-
-def _close_labels(target: str, labels: Sequence[str]) -> str:
-    by_lower = {label.lower(): label for label in reversed(labels)}
-    close = [name for name in by_lower if target in name][::-1]
-    close += difflib.get_close_matches(target, by_lower, n=5)
-    names = [by_lower[name] for name in dict.fromkeys(close)][:5]
-    if not names:
-        return ""
-    return "; close: " + ", ".join(f"{n!r} ({labels.index(n)})" for n in names)
-
-
-def _label(index: int, labels: Sequence[str] | None) -> str:
-    return f"class {index}" if labels is None else labels[index]
 
 
 # --- pictures ---
@@ -471,63 +403,7 @@ def _demo_picture(name: str) -> Image:
     return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
-# What Pillow converts to RGB by the right scale.
-_MODES = [
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "I;16",
-]
-
-
-def _open_picture(path: Path) -> Image:
-    """Read a picture of any kind as RGB, the right way up, transparency on white."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise click.UsageError(f"IMAGE must be a picture, got {path}") from None
-    if picture.mode not in _MODES:
-        raise click.UsageError(
-            f"IMAGE must have 8 or 16 bits a channel, got mode {picture.mode}: {path}"
-        )
-    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
-        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
-
-
 # --- what comes out ---
-
-
-def _figure_path(output: Path | None, image: Path) -> Path:
-    """Where the figure goes; never over the picture itself."""
-    name = f"{image.stem}-extremal.png"
-    path = Path(name) if output is None else output
-    if path.is_dir() or not path.suffix:
-        path /= name
-    if path.suffix.lower() not in _FIGURE_SUFFIXES:
-        raise click.UsageError(
-            f"output must be a folder or end in "
-            f"{' '.join(_FIGURE_SUFFIXES)}, got {path}"
-        )
-    return path
 
 
 def _report(found: _Found, figures: Sequence[Path], also: Sequence[Path] = ()) -> None:

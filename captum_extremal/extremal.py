@@ -7,12 +7,9 @@ of the shape of the inputs (`attribute`).
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -20,15 +17,16 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_extremal import _checks
-from captum_extremal._captum import (
-    Target,
-    as_tuple,
-    check_target,
-    forward_of_rows,
-    like_inputs,
-    progress_bar,
+from captum_extremal._captum import Target, as_tuple, check_target, like_inputs
+from captum_extremal._model import as_found
+from captum_extremal._running import (
+    SearchInterrupted,
+    check_differentiable,
+    reward_of_rows,
+    run,
+    settings_of,
+    warn_of_training,
 )
-from captum_extremal._model import as_found, made_in_inference_mode, training_layers
 from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
@@ -36,35 +34,13 @@ from captum_extremal.perturbations import (
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
-from captum_extremal.solvers import LevelSetSolver, Problem, Solution, Solver
+from captum_extremal.solvers import LevelSetSolver, Problem, Solver
 
 PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
     "blur": BlurPerturbation,
     "fade": FadePerturbation,
 }
 DEFAULT_AREAS = (0.05, 0.1, 0.2)
-
-
-class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a search: a KeyboardInterrupt that keeps what was found.
-
-    It stops a loop or a script as any other. Whoever catches it, or looks at
-    ``sys.last_value`` in a notebook, has the masks; a second Ctrl-C does not wait.
-
-    Args:
-        result: The best masks found until then, at exactly the asked areas.
-
-    Example:
-        >>> try:
-        ...     raise SearchInterrupted(None)  # what optimize does at Ctrl-C
-        ... except KeyboardInterrupt as interrupt:
-        ...     print(interrupt.result)
-        None
-    """
-
-    def __init__(self, result: ExtremalResult) -> None:
-        super().__init__("the search was interrupted; its masks are in .result")
-        self.result = result
 
 
 class ExtremalPerturbation(PerturbationAttribution):
@@ -232,27 +208,24 @@ class ExtremalPerturbation(PerturbationAttribution):
         with self._problem(
             inputs, target, areas, additional_forward_args, game, perturbations_per_eval
         ) as problem:
-            input_score = _score_of(problem, 1.0, "untouched")
-            perturbed_score = _score_of(problem, 0.0, "fully perturbed")
-            solution = self._solve(problem, seed, show_progress)
-            scores, complement_scores = _judge(problem, solution)
-        shape = (problem.num_images, len(areas))
-        result = ExtremalResult(
-            masks=like_inputs(
-                is_tuple, tuple(m.unflatten(0, shape) for m in solution.masks)
-            ),
-            areas=areas,
-            scores=scores.unflatten(0, shape),
-            complement_scores=complement_scores.unflatten(0, shape),
-            input_score=input_score,
-            perturbed_score=perturbed_score,
-            history={
-                name: series.T.unflatten(0, shape)
-                for name, series in solution.history.items()
-            },
-            settings=self._settings(game, seed) | {"ended": solution.ended},
+            found = run(problem, self.solver, seed, show_progress, self.get_name())
+        settings = settings_of(
+            self.get_name(),
+            game=game,
+            seed=seed,
+            perturbation=self.perturbation,
+            solver=self.solver,
+            reward=self.reward,
+            ended=found.ended,
         )
-        if solution.ended == "interrupt":
+        result = ExtremalResult(
+            masks=like_inputs(is_tuple, found.masks),
+            areas=areas,
+            **found.scores,
+            history=found.history,
+            settings=settings,
+        )
+        if found.ended == "interrupt":
             raise SearchInterrupted(result)
         return result
 
@@ -338,8 +311,13 @@ class ExtremalPerturbation(PerturbationAttribution):
                 if not all(tensor.isfinite().all() for tensor in tensors):
                     raise ValueError("inputs must be finite, got NaN or infinity")
                 levels = tuple(self._levels(tensor) for tensor in tensors)
-            score = self._score(
-                len(tensors[0]), target, additional_forward_args, device
+            score = reward_of_rows(
+                self.forward_func,
+                self.reward,
+                target,
+                additional_forward_args,
+                len(tensors[0]),
+                device,
             )
             yield Problem(score, levels, areas, game, perturbations_per_eval)
 
@@ -364,66 +342,9 @@ class ExtremalPerturbation(PerturbationAttribution):
         return levels
 
     def _check_model(self) -> None:
-        if made_in_inference_mode(self.forward_func):
-            raise RuntimeError(
-                "forward_func was made inside torch.inference_mode(), so no gradient "
-                "can pass through it; create or load the model outside of it"
-            )
-        layers = training_layers(self.forward_func)
-        if layers and not self._warned_of_training:
-            self._warned_of_training = True
-            warnings.warn(
-                f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-                f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
-                "batch or on chance. Call forward_func.eval() for meaningful masks",
-                stacklevel=_caller_level(),
-            )
-
-    def _score(
-        self,
-        num_examples: int,
-        target: Target,
-        additional_forward_args: object,
-        device: torch.device,
-    ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-        """Perturbed inputs and the image of each -> the reward of the output."""
-        forward = forward_of_rows(
-            self.forward_func, target, additional_forward_args, num_examples, device
-        )
-
-        def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-            outputs, chosen = forward(inputs, images)
-            return _one_score_each(self.reward(outputs, chosen), len(images))
-
-        return score
-
-    def _solve(self, problem: Problem, seed: int, show_progress: bool) -> Solution:
-        total = getattr(self.solver, "total_steps", None)
-        bar = progress_bar(show_progress, self.get_name(), total)
-        try:
-            return self.solver.solve(problem, seed, bar.update)
-        finally:
-            bar.close()
-
-    def _settings(self, game: Game, seed: int) -> dict[str, Any]:
-        return {
-            "method": self.get_name(),
-            "version": version("captum_extremal"),
-            "game": game,
-            "seed": seed,
-            "perturbation": repr(self.perturbation),
-            "solver": repr(self.solver),
-            "reward": getattr(self.reward, "__name__", repr(self.reward)),
-        }
-
-
-def _caller_level() -> int:
-    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001
-    inside = ("captum", "captum_extremal", "contextlib")
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return level
+        check_differentiable(self.forward_func)
+        if not self._warned_of_training:
+            self._warned_of_training = warn_of_training(self.forward_func)
 
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:
@@ -461,48 +382,3 @@ def _check_masks(
             raise ValueError("masks must be of the same number of areas for all inputs")
         if not ((mask >= 0) & (mask <= 1)).all():
             raise ValueError("masks must lie in [0, 1], got other values")
-
-
-def _one_score_each(rewards: Tensor, count: int) -> Tensor:
-    if not isinstance(rewards, Tensor) or rewards.numel() != count:
-        shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards)
-        raise ValueError(
-            "forward_func, target and reward must give one score per example: expected "
-            f"shape ({count},), got {shape}. Name one output with target, or reduce "
-            "the output in a reward function"
-        )
-    return rewards.reshape(count).float()
-
-
-def _score_of(problem: Problem, mask_value: float, name: str) -> Tensor:
-    """Scores of the inputs under a constant mask, (N,); these must be finite."""
-    images = torch.arange(problem.num_images, device=problem.device)
-    masks = tuple(
-        torch.full(
-            (problem.num_images, 1, *size),
-            mask_value,
-            dtype=torch.float32,
-            device=problem.device,
-        )
-        for size in problem.sizes
-    )
-    scores = problem.scores(masks, images)
-    if not scores.isfinite().all():
-        raise ValueError(
-            f"forward_func must give finite scores, got {scores.tolist()} for the "
-            f"{name} inputs"
-        )
-    return scores
-
-
-def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
-    """Scores (K,) of what the delivered masks keep and of what they leave out."""
-    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
-    complement = tuple(1 - mask for mask in solution.masks)
-    scores = problem.scores(solution.masks, images), problem.scores(complement, images)
-    if not all(score.isfinite().all() for score in scores):
-        raise RuntimeError(
-            "forward_func must give finite scores, got NaN or infinity for the masks "
-            "that were found or their complements"
-        )
-    return scores

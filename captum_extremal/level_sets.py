@@ -79,6 +79,34 @@ class Field:
         return values
 
 
+class FreeField:
+    """Parameters -> the same values: for positions that are no neighbours.
+
+    Args:
+        size: As of `Field`.
+
+    Attributes:
+        points: As many as positions.
+        size: As given.
+
+    Example:
+        >>> FreeField([3])(torch.tensor([[1.0, 5.0, 2.0]]))
+        tensor([[1., 5., 2.]])
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = tuple(size)
+        self.points = list(size)
+
+    def __call__(self, params: Tensor) -> Tensor:
+        """(K, *size) -> (K, *size)."""
+        return params
+
+    def adjoint(self, gradients: Tensor) -> Tensor:
+        """(K, *size) -> (K, *size)."""
+        return gradients
+
+
 def _gaussians(side: int, count: int, device: torch.device) -> Tensor:
     """The Gaussians of evenly spread centres along one axis, (side, count)."""
     pixels = torch.arange(side, dtype=torch.float32, device=device)

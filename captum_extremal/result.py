@@ -8,20 +8,19 @@ scores that grow with the area are monotonic evidence (eq. 8).
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from captum_extremal import _files
 from captum_extremal._checks import check_count, check_method
+from captum_extremal._curve import monotonic, smallest_sufficient
 from captum_extremal.area import area_count
 from captum_extremal.level_sets import (
     Field,
@@ -98,10 +97,7 @@ class ExtremalResult:
             (N,), NaN where none of the areas reaches the threshold.
         """
         phi_0 = self.input_score if threshold is None else threshold
-        phi_0 = torch.as_tensor(phi_0).to(self.scores).reshape(-1, 1)
-        areas = torch.tensor(self.areas, dtype=torch.float64).to(self.scores)
-        enough = torch.where(self.scores >= phi_0, areas, torch.inf).amin(dim=1)
-        return torch.where(enough.isinf(), torch.nan, enough)
+        return smallest_sufficient(self.areas, self.scores, phi_0)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the area below a*, for each image (eq. 8).
@@ -112,12 +108,7 @@ class ExtremalResult:
         Returns:
             (N,) bool. True where fewer than two areas are left to compare.
         """
-        areas = torch.tensor(self.areas, dtype=torch.float64).to(self.scores)
-        order = areas.argsort()
-        a_star = self.smallest_sufficient_area().nan_to_num(torch.inf)
-        counts = areas[order] < a_star.reshape(-1, 1)
-        falls = self.scores[:, order].diff(dim=1) < 0
-        return ~(falls & counts[:, 1:]).any(dim=1)
+        return monotonic(self.areas, self.scores, self.smallest_sufficient_area())
 
     def rejudge(
         self,
@@ -247,19 +238,7 @@ class ExtremalResult:
             "areas": self.areas,
             "settings": self.settings,
         }
-        copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-        metadata = {"captum_extremal": json.dumps(about)}
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
-        partial = target.with_name(target.name + ".partial")
-        try:
-            save_file(copies, partial, metadata=metadata)
-            partial.replace(target)
-        except SafetensorError as error:
-            raise OSError(f"path must be writable, got {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        _files.write(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExtremalResult:
@@ -275,9 +254,7 @@ class ExtremalResult:
             ValueError: If the file is not one of `save`.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["captum_extremal"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, about = _files.read(path)
             return cls._from_file(about, tensors)
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise ValueError(

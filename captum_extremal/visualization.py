@@ -1,9 +1,11 @@
-"""An image and its masks -> a matplotlib figure.
+"""An image and its masks, of pixels or of channels -> a matplotlib figure.
 
 `plot_result` draws one image of an `ExtremalResult` as the paper's Figures 1 and 3:
 what each mask keeps, the masks themselves, and the scores of the kept and of the
-remaining part over the area. No window is opened and pyplot is not touched: a `Figure`
-comes back, to be saved or shown by the caller.
+remaining part over the area. `plot_channels` draws one of a `ChannelResult` as Figure
+8: where the kept channels see something, and the scores over their number. No window is
+opened and pyplot is not touched: a `Figure` comes back, to be saved or shown by the
+caller.
 
 Convention:
     Images are (C, H, W) with 1 or 3 channels and values in [0, 1], a mask is (1, H, W):
@@ -17,8 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from captum_extremal.channel_result import ChannelResult
 from captum_extremal.result import ExtremalResult
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ _BADGE = {"boxstyle": "round,pad=0.3", "facecolor": _UNTOUCHED_TEXT, "linewidth"
 _CELL = 2.1  # inches, the longer side of a picture
 _CURVE = 4.4  # inches, the width of the curve
 _SMALL, _MEDIUM, _LARGE = 9.5, 11.0, 14.0  # font sizes in points
+_CHANNELS = 4  # single ones, at most
 _GHOST = 0.25  # brightness of what a mask leaves out
 
 
@@ -151,30 +157,157 @@ def plot_result(
     return figure
 
 
+def plot_channels(
+    image: Tensor,
+    result: ChannelResult,
+    index: int = 0,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Draw the channels that one image needs: saliency, channels, score by number.
+
+    The first row shows the input, the saliency map of the smallest sufficient set of
+    channels (eq. 11; of the largest set where none suffices) on the image, and below
+    that the activation of the channels that most areas keep, at most four. Activations
+    below 0 are drawn as 0. Where the layer has no two spatial dimensions, only the
+    input is shown. Beside them stand the scores over the number of channels, with a*
+    (eq. 10).
+
+    Args:
+        image: The image for display, (C, H, W) in [0, 1], grey or RGB.
+        result: A result for a layer with one tensor.
+        index: Which of the result's images this is.
+        title: Written above everything.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: If the image is not (1 or 3, H, W), or ``index`` is out of range.
+        TypeError: If the result holds a tuple of masks.
+
+    Example:
+        >>> import torch
+        >>> result = ChannelResult(
+        ...     masks=torch.tensor([[[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]]),
+        ...     areas=(1, 2),
+        ...     scores=torch.tensor([[1.0, 3.0]]),
+        ...     complement_scores=torch.tensor([[2.0, 0.0]]),
+        ...     input_score=torch.tensor([2.5]),
+        ...     perturbed_score=torch.tensor([0.0]),
+        ...     activations=torch.rand(1, 3, 4, 4),
+        ... )
+        >>> figure = plot_channels(torch.rand(3, 8, 8), result, title="noise")
+        >>> [axes.get_title() for axes in figure.axes[:4]]
+        ['input', 'channel 1', 'a* = 2 channels', 'channel 0']
+    """
+    _check_picture(image, len(result.input_score), index)
+    if not isinstance(result.masks, Tensor) or not isinstance(
+        result.activations, Tensor
+    ):
+        raise TypeError(
+            "result must hold one tensor of masks, got a tuple; draw one of them with "
+            "dataclasses.replace"
+        )
+    maps = _channel_maps(result, index)
+    image = image.detach().float().cpu()
+    columns = max(1, math.ceil(len(maps) / 2))
+    figure = _new_figure(image, columns - 1, title)
+    widths = [figure.get_figwidth() - _CURVE, _CURVE]
+    pictures, beside = figure.subfigures(1, 2, squeeze=False, width_ratios=widths)[0]
+    axes = pictures.subplots(2, columns, squeeze=False).T.flatten()
+    for axis, (name, values) in zip(axes, maps, strict=False):
+        _show_map(axis, image, name, values)
+    for axis in axes[len(maps) :]:
+        axis.set_axis_off()
+    _draw_curve(beside.subplots(), _Curve.of_channels(result, index))
+    return figure
+
+
+def _channel_maps(result: ChannelResult, index: int) -> list[tuple[str, Tensor | None]]:
+    """What is drawn on the image: the input, the saliency map and single channels."""
+    assert isinstance(result.masks, Tensor)
+    assert isinstance(result.activations, Tensor)
+    maps: list[tuple[str, Tensor | None]] = [("input", None)]
+    activation = result.activations[index].detach().float().cpu()
+    activation = activation.movedim(result.channel_dim - 1, 0)
+    if activation.dim() != 3:
+        return maps
+    masks = result.masks[index].detach().float().cpu()
+    counts = torch.tensor(result.counts)
+    a_star = float(result.smallest_sufficient_count()[index])
+    place = int((counts == a_star).float().argmax())
+    name = f"a* = {a_star:.0f} channels"
+    if math.isnan(a_star):
+        place = int(counts.argmax())
+        name = f"{counts[place]} channels"
+    maps.append((name, (masks[place][:, None, None] * activation).sum(dim=0)))
+    kept_by = masks.mean(dim=0)
+    for channel in kept_by.argsort(descending=True, stable=True)[:_CHANNELS].tolist():
+        if kept_by[channel] > 0:
+            maps.append((f"channel {channel}", activation[channel]))
+    return maps
+
+
+def _show_map(axes: Axes, image: Tensor, name: str, values: Tensor | None) -> None:
+    """The image, and on it a map of any size in colours."""
+    grey = image if values is None else image.mean(dim=0, keepdim=True)
+    _show(axes, grey, "", _INK)
+    axes.set_title(name, fontsize=_MEDIUM, color=_INK)
+    if values is None:
+        return
+    size = tuple(image.shape[1:])
+    wide = F.interpolate(values[None, None].clamp_min(0), size, mode="bilinear")[0, 0]
+    axes.imshow(wide.numpy(), cmap="viridis", alpha=0.65, vmin=0)
+
+
 @dataclass(frozen=True)
 class _Curve:
     """The scores of one image in order of growing area."""
 
-    areas: list[float]
+    sizes: list[float]  # the areas in percent, or numbers of channels
     scores: list[float]
     complement_scores: list[float]
     input_score: float
     perturbed_score: float
     smallest_sufficient: int | None  # its place among the areas
+    label: str
+    unit: str
 
     @classmethod
     def of(cls, result: ExtremalResult, index: int) -> _Curve:
-        order = _order(result)
-        a_star = float(result.smallest_sufficient_area()[index])
-        areas = [result.areas[place] for place in order]
+        percent = [100 * area for area in result.areas]
+        a_star = 100 * float(result.smallest_sufficient_area()[index])
+        label = "area of the mask (% of the image)"
+        return cls._of(result, index, percent, a_star, label, " %")
+
+    @classmethod
+    def of_channels(cls, result: ChannelResult, index: int) -> _Curve:
+        a_star = float(result.smallest_sufficient_count()[index])
+        return cls._of(result, index, result.counts, a_star, "number of channels", "")
+
+    @classmethod
+    def _of(
+        cls,
+        result: ExtremalResult | ChannelResult,
+        index: int,
+        sizes: Sequence[float],
+        a_star: float,
+        label: str,
+        unit: str,
+    ) -> _Curve:
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        ordered = [sizes[place] for place in order]
         return cls(
-            areas,
+            ordered,
             result.scores[index, order].tolist(),
             result.complement_scores[index, order].tolist(),
             float(result.input_score[index]),
             float(result.perturbed_score[index]),
             # a* is one of the areas, rounded to the precision of the scores.
-            None if math.isnan(a_star) else _nearest(areas, a_star),
+            None if math.isnan(a_star) else _nearest(ordered, a_star),
+            label,
+            unit,
         )
 
 
@@ -193,12 +326,7 @@ def _masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
             "result must hold one tensor of masks, got a tuple; draw one of them with "
             "dataclasses.replace(result, masks=result.masks[0])"
         )
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"image must have shape (1 or 3, H, W), got {tuple(image.shape)}"
-        )
-    if not 0 <= index < len(result.masks):
-        raise ValueError(f"index must lie in 0..{len(result.masks) - 1}, got {index}")
+    _check_picture(image, len(result.masks), index)
     masks = result.masks[index].detach().float().cpu()[_order(result)]
     if masks.shape[1:] != (1, *image.shape[1:]):
         raise ValueError(
@@ -206,6 +334,15 @@ def _masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
             f"{tuple(image.shape[1:])}"
         )
     return masks
+
+
+def _check_picture(image: Tensor, num_images: int, index: int) -> None:
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"image must have shape (1 or 3, H, W), got {tuple(image.shape)}"
+        )
+    if not 0 <= index < num_images:
+        raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")
 
 
 def _new_figure(image: Tensor, num_areas: int, title: str | None) -> Figure:
@@ -245,7 +382,7 @@ def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: _Curve) -> No
         _show(
             alone, mask, f"removed {curve.complement_scores[place]:.2f}", _DELETED_TEXT
         )
-        name = f"{100 * curve.areas[place]:.3g} %"
+        name = f"{curve.sizes[place]:.3g}{curve.unit}"
         kept.set_title(name, fontsize=_MEDIUM, color=_INK)
         if place == curve.smallest_sufficient:
             kept.title.set(text=f"a* = {name}", color="white", weight="bold")
@@ -278,29 +415,28 @@ def _box(axes: Axes) -> None:
 
 def _draw_curve(axes: Axes, curve: _Curve) -> None:
     """The paper's Fig. 3, right: scores over the area, with two lines of reference."""
-    percent = [100 * area for area in curve.areas]
     for scores, style, color, label in (
         (curve.scores, "o-", PRESERVED, "kept part alone"),
         (curve.complement_scores, "s-", DELETED, "kept part removed"),
     ):
-        axes.plot(percent, scores, style, color=color, label=label, lw=2.2, ms=7)
+        axes.plot(curve.sizes, scores, style, color=color, label=label, lw=2.2, ms=7)
     axes.axhline(curve.input_score, color=UNTOUCHED, ls="--", lw=1.8, label="input")
     axes.axhline(
         curve.perturbed_score, color=PERTURBED, ls=":", lw=2.2, label="fully perturbed"
     )
     if curve.smallest_sufficient is not None:
-        _mark_a_star(axes, percent[curve.smallest_sufficient])
-    axes.set_xlim(0, 1.06 * percent[-1])
-    axes.set_xlabel("area of the mask (% of the image)", fontsize=_MEDIUM, color=_INK)
+        _mark_a_star(axes, curve.sizes[curve.smallest_sufficient], curve.unit)
+    axes.set_xlim(0, 1.06 * curve.sizes[-1])
+    axes.set_xlabel(curve.label, fontsize=_MEDIUM, color=_INK)
     axes.set_ylabel("score of the target", fontsize=_MEDIUM, color=_INK)
     _style(axes)
 
 
-def _mark_a_star(axes: Axes, percent: float) -> None:
-    axes.axvline(percent, color=UNTOUCHED, linewidth=1.2, zorder=0.5)
+def _mark_a_star(axes: Axes, size: float, unit: str) -> None:
+    axes.axvline(size, color=UNTOUCHED, linewidth=1.2, zorder=0.5)
     axes.annotate(
-        f"a* = {percent:.3g} %",
-        xy=(percent, 1),
+        f"a* = {size:.3g}{unit}",
+        xy=(size, 1),
         xycoords=("data", "axes fraction"),
         xytext=(0, 5),
         textcoords="offset points",

@@ -28,16 +28,18 @@ ROOT = Path(captum_extremal.__file__).parent
 # one module here; inside it, imports are free.
 TIERS = (
     {"_checks"},
-    {"_captum", "_lattice", "_model", "blur"},
+    {"_captum", "_lattice", "_layer", "_model", "blur"},
     {"_max_convolution"},
     {"area", "disks", "level_sets", "masks", "perturbations", "rewards"},
     {"solvers"},
-    {"result"},
+    {"_curve", "_files", "_running"},
+    {"result", "channel_result"},
     {"presets", "metrics", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
     {"benchmark"},
-    {"models"},
+    {"models", "_command_line"},
+    {"cli_channels"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -46,8 +48,9 @@ TIER = {name: level for level, names in enumerate(TIERS) for name in names}
 # Who may use these modules, whatever the tiers allow: what runs a caller's model with
 # Captum's targets (`metrics`: insertion and deletion).
 USERS = {
-    "_captum": {"rewards", "metrics", "extremal", "channel", "inversion"},
-    "_model": {"metrics", "extremal", "channel", "inversion"},
+    "_captum": {"rewards", "metrics", "_running", "extremal", "channel", "inversion"},
+    "_layer": {"channel", "inversion"},
+    "_model": {"metrics", "_running", "extremal", "channel", "inversion"},
 }
 # Who may import Captum's public names. Its underscored ones: `_captum` alone.
 CAPTUM_USERS = {"_captum", "extremal", "channel", "inversion", "insights", "benchmark"}
@@ -59,7 +62,7 @@ SOLVERS_NEVER = {
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load, and the one class that torchmetrics is for.
 LAZY = {"matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
-EAGER_ALLOWED = {"benchmark", "cli", "metrics.accumulate"}
+EAGER_ALLOWED = {"benchmark", "cli", "cli_channels", "metrics.accumulate"}
 
 
 # --- reading sources ---

@@ -29,6 +29,39 @@ def test_areas_become_a_tuple_of_floats_in_their_order(areas, expected):
     assert all(type(area) is float for area in checked)
 
 
+@pytest.mark.parametrize(
+    ("areas", "expected"),
+    [
+        (1, (1,)),
+        (1.0, (1.0,)),
+        ([528, 0.5], (528, 0.5)),
+        (np.int64(3), (3,)),
+        (np.array([1, 5]), (1, 5)),
+        (torch.tensor([1, 5]), (1, 5)),
+        (torch.tensor(0.5), (0.5,)),
+        (range(1, 4), (1, 2, 3)),
+    ],
+)
+def test_areas_of_channels_stay_ints_or_floats(areas, expected):
+    checked = _checks.check_channel_areas(areas)
+    assert checked == expected
+    assert [type(area) for area in checked] == [type(area) for area in expected]
+
+
+@pytest.mark.parametrize("area", [True, "1", None, 1j])
+def test_an_area_of_channels_is_a_number(area):
+    with pytest.raises(TypeError, match=r"^area must be a number, got "):
+        _checks.check_channel_areas([area])
+
+
+@pytest.mark.parametrize("area", [0, -1])
+def test_an_area_of_channels_is_at_least_one(area):
+    with pytest.raises(
+        ValueError, match=rf"^area must be at least 1 channel, got {area}"
+    ):
+        _checks.check_channel_areas(area)
+
+
 @pytest.mark.parametrize("area", [0, -0.1, 1.5, float("nan"), float("inf")])
 def test_an_area_outside_of_its_range_is_named(area):
     for given in (area, [0.1, area], torch.tensor([area])):

@@ -23,7 +23,7 @@ from captum_extremal import (
 )
 from captum_extremal.solvers import level_set
 from captum_extremal.solvers.anytime import stopping
-from captum_extremal.solvers.level_set import _Ascent
+from captum_extremal.solvers.level_set import Ascent
 from captum_extremal.solvers.views import copy_of
 
 SIZE = (32, 32)
@@ -147,7 +147,7 @@ def test_chunks_change_nothing():
 
 
 def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
-    ascent = _Ascent(EXACT, problem_of(areas=(0.2, 0.11, 0.5), images=2), 0)
+    ascent = Ascent(EXACT, problem_of(areas=(0.2, 0.11, 0.5), images=2), 0)
     ascent._start()
     (params,) = ascent.params
     good = params.clone()
@@ -264,7 +264,7 @@ def test_scores_of_any_magnitude_give_the_same_mask():
 
 
 def test_fields_that_tie_stay_where_they_are():
-    ascent = _Ascent(EXACT, problem_of(areas=(0.1, 0.2)), 0)
+    ascent = Ascent(EXACT, problem_of(areas=(0.1, 0.2)), 0)
     ascent._start()
     before = ascent.params[0].clone()
     ascent.problem._score = lambda x, images: 1.0 + 1e-7 * x[0][:, 0, 0, 0]

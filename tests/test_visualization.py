@@ -10,6 +10,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from captum_extremal.channel_result import ChannelResult
 from captum_extremal.result import ExtremalResult
 from captum_extremal.visualization import (
     DELETED,
@@ -18,6 +19,7 @@ from captum_extremal.visualization import (
     UNTOUCHED,
     denormalize,
     overlay_mask,
+    plot_channels,
     plot_result,
 )
 
@@ -63,6 +65,81 @@ def as_shown(image):
 
 def lines(axes):
     return {line.get_label(): line for line in axes.lines}
+
+
+# --- channels ---
+
+
+def channel_result(**changes):
+    """Channel k is k + 1 in column k and 0 elsewhere."""
+    activations = torch.zeros(1, 4, 2, 4)
+    for channel in range(4):
+        activations[0, channel, :, channel] = channel + 1
+    result = ChannelResult(
+        masks=torch.tensor([[[1.0, 1, 1, 0], [0, 1, 0, 0]]]),
+        areas=(3, 1),
+        scores=torch.tensor([[3.0, 1.0]]),
+        complement_scores=torch.tensor([[0.0, 2.0]]),
+        input_score=torch.tensor([2.5]),
+        perturbed_score=torch.tensor([-1.0]),
+        activations=activations,
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def test_channels_show_their_activation_on_the_image():
+    figure = plot_channels(torch.rand(3, 2, 4), channel_result(), title="four")
+    maps = {axes.get_title(): axes for axes in figure.axes[:5]}
+    assert set(maps) == {
+        "input",
+        "a* = 3 channels",
+        "channel 0",
+        "channel 1",
+        "channel 2",
+    }
+    drawn = {
+        name: np.array(axes.images[-1].get_array())[0].tolist()
+        for name, axes in maps.items()
+        if name != "input"
+    }
+    assert drawn["a* = 3 channels"] == [1, 2, 3, 0]  # eq. 11
+    assert drawn["channel 1"] == [0, 2, 0, 0]
+    assert drawn["channel 2"] == [0, 0, 3, 0]
+
+
+def test_the_curve_of_channels_is_drawn_over_their_number():
+    figure = plot_channels(torch.rand(3, 2, 4), channel_result())
+    curve = figure.axes[-1]
+    assert curve.get_xlabel() == "number of channels"
+    kept = lines(curve)["kept part alone"]
+    assert kept.get_xdata().tolist() == [1, 3]
+    assert kept.get_ydata().tolist() == [1, 3]
+    (mark,) = curve.texts
+    assert mark.get_text() == "a* = 3"
+
+
+def test_without_a_star_the_largest_set_is_drawn():
+    result = channel_result(input_score=torch.tensor([9.0]))
+    figure = plot_channels(torch.rand(1, 2, 4), result)
+    assert "3 channels" in [axes.get_title() for axes in figure.axes]
+    assert not figure.axes[-1].texts
+
+
+def test_a_layer_without_places_has_only_the_curve():
+    result = channel_result(activations=torch.rand(1, 4, 7))
+    figure = plot_channels(torch.rand(1, 2, 4), result)
+    assert [axes.get_title() for axes in figure.axes if axes.images] == ["input"]
+
+
+def test_channels_that_cannot_be_drawn():
+    image, result = torch.rand(3, 2, 4), channel_result()
+    with pytest.raises(ValueError, match=r"index must lie in 0\.\.0, got 1"):
+        plot_channels(image, result, 1)
+    with pytest.raises(ValueError, match="image must have shape"):
+        plot_channels(torch.rand(2, 4), result)
+    several = channel_result(masks=(result.masks,) * 2)
+    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
+        plot_channels(image, several)
 
 
 # --- helpers ---

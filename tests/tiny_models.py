@@ -140,3 +140,48 @@ def varied(shape: tuple[int, ...] = (1, 3, 12, 12)) -> Tensor:
     """Inputs in [0.5, 1], the same in every test."""
     generator = torch.Generator().manual_seed(7)
     return 0.5 + 0.5 * torch.rand(shape, generator=generator)
+
+
+class Weighted(nn.Module):
+    """Class c is the weighted sum of the mean of each channel: (K, C, ...) -> (K, 2).
+
+    ``channels`` hands its input on; the channels that a class needs are those with the
+    highest product of weight and mean.
+    """
+
+    def __init__(self, weights: list[list[float]]):
+        super().__init__()
+        self.channels = nn.Identity()
+        self.weights = nn.Parameter(torch.tensor(weights))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        maps = self.channels(inputs)
+        return maps.flatten(2).mean(dim=2) @ self.weights.T
+
+
+class Pair(nn.Module):
+    """Two channels are worth much together, nothing alone: 10 a_0 a_1 + a_2, (K,)."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        a = self.channels(inputs).flatten(2).mean(dim=2)
+        return 10 * a[:, 0] * a[:, 1] + a[:, 2] + 0.1 * a[:, 3:].sum(dim=1)
+
+
+class Spare(nn.Module):
+    """Either of two channels will do, a third adds something: max(a_0, a_1) + 0.6 a_2.
+
+    Alone, one of the two and the third are worth most; to bring the score down, both of
+    the two have to go.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.channels = nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        a = self.channels(inputs).flatten(2).mean(dim=2)
+        return torch.maximum(a[:, 0], 0.9 * a[:, 1]) + 0.6 * a[:, 2]

@@ -37,7 +37,13 @@ from torch import Tensor
 
 from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count
-from captum_extremal.level_sets import Field, edge_width, largest, smooth_edges
+from captum_extremal.level_sets import (
+    Field,
+    FreeField,
+    edge_width,
+    largest,
+    smooth_edges,
+)
 from captum_extremal.masks import default_step
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution, View
@@ -179,13 +185,26 @@ class LevelSetSolver:
             RuntimeError: If the model cuts the gradient or a score is not finite.
         """
         with torch.no_grad():
-            return _Ascent(self, problem, seed).run(on_step or (lambda _: None))
+            return Ascent(self, problem, seed).run(on_step or (lambda _: None))
 
 
-class _Ascent:
-    """One run: the fields' parameters and momentum, one set for each input tensor."""
+class Ascent:
+    """One run: the fields' parameters and momentum, one set for each input tensor.
 
-    def __init__(self, settings: LevelSetSolver, problem: Problem, seed: int) -> None:
+    Args:
+        settings: Those of the solver.
+        problem: What a mask is worth.
+        seed: Of the copies and the edges that are drawn.
+        fields: One for each input tensor; None for smooth ones of the settings.
+    """
+
+    def __init__(
+        self,
+        settings: LevelSetSolver,
+        problem: Problem,
+        seed: int,
+        fields: Sequence[Field | FreeField] | None = None,
+    ) -> None:
         self.settings = settings
         self.problem = problem
         self.shown = [problem]  # in turn
@@ -193,7 +212,7 @@ class _Ascent:
             self.shown.append(problem.over_mean_colour())
         self.random = random.Random(seed)
         self.cells = torch.arange(problem.num_cells, device=problem.device)
-        self.fields = [
+        self.fields: Sequence[Field | FreeField] = fields or [
             Field(size, settings.mask_step or default_step(size), problem.device)
             for size in problem.sizes
         ]
@@ -218,6 +237,7 @@ class _Ascent:
         )
 
     def run(self, on_step: Callable[[int], object]) -> Solution:
+        """Ascend, and deliver the masks."""
         iterations = self.settings.iterations
         exchanges = {round(part * iterations) for part in _EXCHANGES} - {0}
         done = 0

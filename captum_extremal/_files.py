@@ -1,0 +1,54 @@
+"""Tensors and what is known about them <-> one safetensors file.
+
+The JSON sits in the file's metadata. A file appears only once it is complete, and
+nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_KEY = "captum_extremal"
+
+
+def write(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], about: dict[str, Any]
+) -> None:
+    """Write a file, or replace it.
+
+    Raises:
+        OSError: If the folder does not exist or cannot be written to.
+        TypeError: If JSON cannot hold ``about``.
+    """
+    copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    metadata = {_KEY: json.dumps(about)}
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        save_file(copies, partial, metadata=metadata)
+        partial.replace(target)
+    except SafetensorError as error:
+        raise OSError(f"path must be writable, got {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` was given; the tensors are on the CPU.
+
+    Raises:
+        SafetensorError: If it is no such file; or LookupError, TypeError or ValueError.
+        OSError: If it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {})[_KEY])
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118

@@ -1,0 +1,200 @@
+"""Running a solver on a caller's model: what the attribution methods share.
+
+They turn their arguments into a `Problem`; from there to masks and scores the way is
+the same, whatever the masks are laid on.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_extremal._captum import Target, forward_of_rows, progress_bar
+from captum_extremal._model import made_in_inference_mode, training_layers
+from captum_extremal.rewards import Reward
+from captum_extremal.solvers import Problem, Solution, Solver
+from captum_extremal.solvers.anytime import Ended
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a search: a KeyboardInterrupt that keeps what was found.
+
+    It stops a loop or a script as any other. Whoever catches it, or looks at
+    ``sys.last_value`` in a notebook, has the masks; a second Ctrl-C does not wait.
+
+    Args:
+        result: The best masks found until then, at exactly the asked areas: what
+            ``optimize`` would have returned.
+
+    Example:
+        >>> try:
+        ...     raise SearchInterrupted(None)  # what optimize does at Ctrl-C
+        ... except KeyboardInterrupt as interrupt:
+        ...     print(interrupt.result)
+        None
+    """
+
+    def __init__(self, result: Any) -> None:  # noqa: ANN401
+        super().__init__("the search was interrupted; its masks are in .result")
+        self.result = result
+
+
+def check_differentiable(forward_func: Callable[..., Any]) -> None:
+    """Refuse a model through which no gradient can ever pass."""
+    if made_in_inference_mode(forward_func):
+        raise RuntimeError(
+            "forward_func was made inside torch.inference_mode(), so no gradient "
+            "can pass through it; create or load the model outside of it"
+        )
+
+
+def warn_of_training(forward_func: Callable[..., Any]) -> bool:
+    """Warn of a model whose scores depend on the batch or on chance; whether it is."""
+    layers = training_layers(forward_func)
+    if layers:
+        warnings.warn(
+            f"forward_func is in training mode (layers {', '.join(layers[:3])}"
+            f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
+            "batch or on chance. Call forward_func.eval() for meaningful masks",
+            stacklevel=_caller_level(),
+        )
+    return bool(layers)
+
+
+def _caller_level() -> int:
+    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001
+    inside = ("captum", "captum_extremal", "contextlib")
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def reward_of_rows(
+    forward_func: Callable[..., Tensor],
+    reward: Reward,
+    target: Target,
+    additional_forward_args: object,
+    num_examples: int,
+    device: torch.device,
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """Perturbed inputs and the image of each -> the reward of the output."""
+    forward = forward_of_rows(
+        forward_func, target, additional_forward_args, num_examples, device
+    )
+
+    def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        outputs, chosen = forward(inputs, images)
+        return _one_score_each(reward(outputs, chosen), len(images))
+
+    return score
+
+
+def _one_score_each(rewards: Tensor, count: int) -> Tensor:
+    if not isinstance(rewards, Tensor) or rewards.numel() != count:
+        shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards)
+        raise ValueError(
+            "forward_func, target and reward must give one score per example: expected "
+            f"shape ({count},), got {shape}. Name one output with target, or reduce "
+            "the output in a reward function"
+        )
+    return rewards.reshape(count).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Masks of N images and A areas, and their scores.
+
+    Attributes:
+        masks: For each tensor of the input (N, A, 1, *S).
+        scores: Of what the masks keep, of what they leave out, of the untouched and of
+            the fully perturbed inputs: (N, A), (N, A), (N,), (N,).
+        history: Named series of the search, each (N, A, T).
+        ended: What ended the search.
+    """
+
+    masks: tuple[Tensor, ...]
+    scores: dict[str, Tensor]
+    history: dict[str, Tensor]
+    ended: Ended
+
+
+def run(
+    problem: Problem, solver: Solver, seed: int, show_progress: bool, name: str
+) -> Found:
+    """Search for the masks of a problem and judge them."""
+    input_score = _score_of(problem, 1.0, "untouched")
+    perturbed_score = _score_of(problem, 0.0, "fully perturbed")
+    bar = progress_bar(show_progress, name, getattr(solver, "total_steps", None))
+    try:
+        solution = solver.solve(problem, seed, bar.update)
+    finally:
+        bar.close()
+    scores, complement_scores = _judge(problem, solution)
+    shape = (problem.num_images, len(problem.areas))
+    return Found(
+        tuple(mask.unflatten(0, shape) for mask in solution.masks),
+        {
+            "scores": scores.unflatten(0, shape),
+            "complement_scores": complement_scores.unflatten(0, shape),
+            "input_score": input_score,
+            "perturbed_score": perturbed_score,
+        },
+        {
+            name: series.T.unflatten(0, shape)
+            for name, series in solution.history.items()
+        },
+        solution.ended,
+    )
+
+
+def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What a run was asked to do, in a form that JSON can hold."""
+    about = {"method": name, "version": version("captum_extremal")}
+    return about | {
+        key: value
+        if isinstance(value, (int, str))
+        else getattr(value, "__name__", repr(value))
+        for key, value in settings.items()
+    }
+
+
+def _score_of(problem: Problem, mask_value: float, name: str) -> Tensor:
+    """Scores of the inputs under a constant mask, (N,); these must be finite."""
+    images = torch.arange(problem.num_images, device=problem.device)
+    masks = tuple(
+        torch.full(
+            (problem.num_images, 1, *size),
+            mask_value,
+            dtype=torch.float32,
+            device=problem.device,
+        )
+        for size in problem.sizes
+    )
+    scores = problem.scores(masks, images)
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"forward_func must give finite scores, got {scores.tolist()} for the "
+            f"{name} inputs"
+        )
+    return scores
+
+
+def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
+    """Scores (K,) of what the delivered masks keep and of what they leave out."""
+    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
+    complement = tuple(1 - mask for mask in solution.masks)
+    scores = problem.scores(solution.masks, images), problem.scores(complement, images)
+    if not all(score.isfinite().all() for score in scores):
+        raise RuntimeError(
+            "forward_func must give finite scores, got NaN or infinity for the masks "
+            "that were found or their complements"
+        )
+    return scores

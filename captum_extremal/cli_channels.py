@@ -1,0 +1,289 @@
+"""``captum-extremal channels``: the channels of a layer that a network needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import torch
+from torch import Tensor, nn
+
+from captum_extremal import _checks
+from captum_extremal._command_line import (
+    check_distinct,
+    figure_path,
+    label_of,
+    open_picture,
+    outputs_of,
+    prepare_folder,
+    target_index,
+)
+from captum_extremal._running import SearchInterrupted
+from captum_extremal.channel import ChannelExtremalPerturbation
+from captum_extremal.channel_result import ChannelResult
+from captum_extremal.models import load_model
+from captum_extremal.rewards import Game, simple_reward
+from captum_extremal.solvers import ChannelSolver
+from captum_extremal.visualization import plot_channels
+
+_AREAS = "1,0.02,0.05,0.1,0.15,0.2,0.3,0.5"
+_LISTED = 20  # channels in a line of the list
+
+
+def _parse_areas(
+    context: click.Context, option: click.Parameter, value: str
+) -> tuple[float, ...]:
+    """Turn ``"1,5,0.1"`` into ints where there is no point and floats elsewhere."""
+    del context, option
+    parts = [part.strip() for part in value.split(",")]
+    try:
+        numbers = [int(part) if part.isdigit() else float(part) for part in parts]
+    except ValueError:
+        raise click.UsageError(
+            f"--areas: must be numbers with commas between, got {value!r}"
+        ) from None
+    try:
+        return _checks.check_channel_areas(numbers)
+    except ValueError as error:
+        raise click.UsageError(f"--areas: {error}") from None
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--layer",
+    required=True,
+    help="Name of a module, such as blocks.4 of the demo's network.",
+)
+@click.option(
+    "--areas",
+    metavar="A,...",
+    default=_AREAS,
+    show_default=True,
+    callback=_parse_areas,
+    help="Numbers of channels, or with a point fractions of them: 1 is one channel, "
+    "1.0 all.",
+)
+@click.option(
+    "--channel-dim",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Dimension of the channels in the layer's output; 2 for tokens x features.",
+)
+@click.option("--layer-input", is_flag=True, help="Channels of the layer's input.")
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="State dict of the model, a file of torch.save or .safetensors.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Side of the network's input in pixels.  [default: the model's own]",
+)
+@click.option("--target", help="Index or name of a class.  [default: the top one]")
+@click.option(
+    "--game",
+    type=click.Choice(get_args(Game)),
+    default="preservation",
+    show_default=True,
+    help="Keep the score high with the channels alone, low without them, or both.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Gradients of each set of channels.  [default: the solver's own]",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after which no further step of the search begins.",
+)
+@click.option("--device", default="cpu", show_default=True, help="For example cuda.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: PyTorch's choice]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Figure, or folder for it.  [default: IMAGE-channels.png, in this folder]",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the masks and scores to this .safetensors file.",
+)
+def channels(
+    image: Path,
+    layer: str,
+    model: str,
+    weights: Path | None,
+    size: int | None,
+    target: str | None,
+    steps: int | None,
+    time_limit: float | None,
+    device: str,
+    threads: int | None,
+    output: Path | None,
+    save: Path | None,
+    **search: Any,  # noqa: ANN401
+) -> None:
+    """Which channels of a layer does a network need to see IMAGE?
+
+    Looks for the channels that alone keep the target's score highest, several numbers
+    of them at once. Nothing is downloaded; an existing figure of the same name is
+    replaced.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    figure = figure_path(output, image, "channels")
+    check_distinct({"IMAGE": image, "--output": figure, "--save": save})
+    picture = open_picture(image)
+    loaded = load_model(model, weights)
+    if size is not None:
+        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    module = _module(loaded.model, layer)
+    prepare_folder("--output", figure)
+    if save is not None:
+        prepare_folder("--save", save)
+    shown, inputs = loaded.preprocess(picture)
+    network = loaded.model.to(torch.device(device))
+    inputs = inputs[None].to(torch.device(device))
+    outputs = outputs_of(network, inputs)
+    chosen = int(outputs.argmax())
+    if target is not None:
+        chosen = target_index(target, loaded.labels, outputs.shape[1])
+    solver = ChannelSolver(time_limit=time_limit)
+    if steps is not None:
+        solver = dataclasses.replace(solver, iterations=steps)
+    method = ChannelExtremalPerturbation(network, module, solver=solver)
+    found = _search(method, inputs, chosen, **search)
+    if save is not None:
+        found.result.save(save)
+    probability = float(outputs.softmax(dim=1)[0, chosen])
+    name = label_of(chosen, loaded.labels)
+    title = f"{image.stem}: {name} (p = {probability:.2f}), channels of {layer}"
+    plot_channels(shown, found.result, title=title).savefig(figure)
+    click.echo("\n".join([f"{name}, p = {probability:.3f}, {layer}", "", *found.lines]))
+    click.echo()
+    for path in (figure, *([save] if save is not None else [])):
+        click.echo(f"wrote {path}")
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    """The layer of a name, or an error with names that are close."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    del modules[""]  # the model itself
+    if name in modules:
+        return modules[name]
+    close = difflib.get_close_matches(name, modules, n=5)
+    close += [key for key in modules if name and name in key]
+    close = list(dict.fromkeys(close))
+    hint = f"; close: {', '.join(close[:5])}" if close else ""
+    raise click.UsageError(
+        f"--layer must name a module of the model, got {name!r}{hint}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Channels, and the target's probability with each set of them alone."""
+
+    result: ChannelResult
+    probability: Tensor  # (A,)
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The table and the list."""
+        result = self.result
+        a_star = float(result.smallest_sufficient_count()[0])
+        yield _ROW.format("channels", "kept", "removed", "p(kept)", "")
+        order = sorted(range(len(result.counts)), key=result.counts.__getitem__)
+        for place in order:
+            count = result.counts[place]
+            yield _ROW.format(
+                str(count),
+                f"{result.scores[0, place]:.2f}",
+                f"{result.complement_scores[0, place]:.2f}",
+                f"{self.probability[place]:.3f}",
+                "a*" if count == a_star else "",
+            ).rstrip()
+        yield _ROW.format("all", f"{result.input_score[0]:.2f}", "", "", "").rstrip()
+        yield _ROW.format(
+            "none", f"{result.perturbed_score[0]:.2f}", "", "", ""
+        ).rstrip()
+        yield ""
+        assert isinstance(result.masks, Tensor)
+        for place in order:
+            kept = result.masks[0, place].nonzero().flatten().tolist()
+            rest = f" and {len(kept) - _LISTED} more" if len(kept) > _LISTED else ""
+            listed = ", ".join(map(str, kept[:_LISTED]))
+            yield f"{result.counts[place]}: {listed}{rest}"
+        yield ""
+        yield from _NOTES
+
+
+_ROW = "{:>8} {:>9} {:>9} {:>8}  {}"
+_NOTES = (
+    "kept, removed: the target's score with these channels alone, and without them",
+    "p(kept): the target's probability with these channels alone",
+    "a*: the smallest number of channels whose score reaches that of all",
+)
+
+
+def _search(
+    method: ChannelExtremalPerturbation,
+    inputs: Tensor,
+    target: int,
+    *,
+    areas: Sequence[float],
+    channel_dim: int,
+    layer_input: bool,
+    game: Game,
+    seed: int,
+) -> _Found:
+    try:
+        result = method.optimize(
+            inputs,
+            target,
+            areas,
+            attribute_to_layer_input=layer_input,
+            channel_dim=channel_dim,
+            game=game,
+            seed=seed,
+            show_progress=True,
+        )
+    except SearchInterrupted as interrupt:
+        click.echo("stopped early: these are the channels found until now", err=True)
+        result = interrupt.result
+    if isinstance(result.masks, tuple):
+        raise click.UsageError(
+            f"--layer must give one tensor, got {len(result.masks)} of them"
+        )
+    judge = ChannelExtremalPerturbation(
+        method.forward_func,
+        method.layer,
+        reward=lambda outputs, chosen: simple_reward(outputs.softmax(dim=1), chosen),
+    )
+    probability = judge.evaluate(
+        inputs,
+        result.masks,
+        target,
+        attribute_to_layer_input=layer_input,
+        channel_dim=channel_dim,
+    )
+    return _Found(result, probability[0])

@@ -1,0 +1,774 @@
+"""`ChannelExtremalPerturbation` on models whose needed channels are known by hand."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections import namedtuple
+
+import pytest
+import torch
+from captum.attr import (
+    GradientAttribution,
+    LayerAttribution,
+    LayerFeatureAblation,
+    PerturbationAttribution,
+)
+from torch import nn
+
+from captum_extremal import (
+    ChannelDescent,
+    ChannelExtremalPerturbation,
+    ChannelResult,
+    ChannelSolver,
+    ExtremalPerturbation,
+    LevelSetSolver,
+    SearchInterrupted,
+    Solution,
+    contrastive_reward,
+    presets,
+)
+from tiny_models import ConvNet, Pair, Spare, Weighted, traces, varied
+
+WEIGHTS = [[5.0, 1.0, -2.0, 4.0, 0.0, 2.0], [0.0, 3.0, 7.0, -1.0, 6.0, 0.5]]
+SHORT = ChannelSolver(iterations=8, rounds=2)
+
+
+def kept(masks):
+    """The channels of each mask, (N, A) lists."""
+    return [[set(row.nonzero().flatten().tolist()) for row in m] for m in masks]
+
+
+def ones(images=1, channels=6, size=(3, 2)):
+    return torch.ones(images, channels, *size)
+
+
+def method_of(model, layer=None, **options):
+    layer = model.channels if layer is None else layer
+    return ChannelExtremalPerturbation(model, layer, **options)
+
+
+# --- which channels ---
+
+
+def test_the_channels_of_a_weighted_sum():
+    result = method_of(Weighted(WEIGHTS)).optimize(ones(), 0, (1, 2, 4, 6))
+    assert kept(result.masks) == [[{0}, {0, 3}, {0, 1, 3, 5}, set(range(6))]]
+    assert result.counts == (1, 2, 4, 6)
+    torch.testing.assert_close(result.scores, torch.tensor([[5.0, 9.0, 12.0, 10.0]]))
+    expected = torch.tensor([[5.0, 1.0, -2.0, 0.0]])
+    torch.testing.assert_close(result.complement_scores, expected)
+    assert result.input_score.tolist() == [10.0]
+    assert result.perturbed_score.tolist() == [0.0]
+    assert result.smallest_sufficient_count().tolist() == [4.0]
+
+
+def test_each_image_has_its_own_target_and_its_own_activation():
+    inputs = ones(3)
+    inputs[2, 0] = 0.1  # its first channel is worth 0.5 only
+    result = method_of(Weighted(WEIGHTS)).optimize(inputs, [0, 1, 0], (1, 2))
+    assert kept(result.masks) == [[{0}, {0, 3}], [{2}, {2, 4}], [{3}, {3, 5}]]
+
+
+def test_a_pair_that_is_worth_something_only_together():
+    result = method_of(Pair()).optimize(ones(), None, (1, 2, 3))
+    assert kept(result.masks) == [[{2}, {0, 1}, {0, 1, 2}]]
+
+
+def test_the_games_differ():
+    found = {
+        game: kept(method_of(Spare()).optimize(ones(), None, 2, game=game).masks)[0][0]
+        for game in ("preservation", "deletion", "hybrid")
+    }
+    assert found["preservation"] == {0, 2}
+    assert found["deletion"] == {0, 1}
+    # Both ways {0, 2} has 1.6 - 0.9, {0, 1} has 1.0 - 0.6.
+    assert found["hybrid"] == {0, 2}
+    hybrid = method_of(Spare()).optimize(ones(), None, 1, game="hybrid")
+    assert kept(hybrid.masks) == [[{2}]]  # 0.6 - 1.0 against 1.0 - 1.5
+
+
+def test_int_counts_channels_and_float_is_a_fraction():
+    method = method_of(Weighted(WEIGHTS))
+    counts = [
+        method.optimize(ones(), 0, area).counts
+        for area in (1, 0.5, 1.0, 0.01, 3, torch.tensor(3), torch.tensor(0.5))
+    ]
+    assert counts == [(1,), (3,), (6,), (1,), (3,), (3,), (3,)]
+    assert method.optimize(ones(), 0, (1, 1.0)).counts == (1, 6)
+
+
+@pytest.mark.parametrize("channels", [7, 49, 112, 528])
+def test_every_count_is_exact(channels):
+    torch.manual_seed(0)
+    model = Weighted(torch.randn(2, channels).tolist())
+    solver = ChannelSolver(iterations=1, rounds=0)
+    areas = tuple(range(1, channels + 1, max(1, channels // 40)))
+    result = method_of(model, solver=solver).optimize(ones(1, channels), 0, areas)
+    assert result.counts == areas
+    assert ((result.masks == 0) | (result.masks == 1)).all()
+
+
+def test_the_attribution_is_the_mean_of_the_masks_all_over_the_activation():
+    method = method_of(Weighted(WEIGHTS))
+    found = method.attribute(ones(2), 0, (1, 2, 4))
+    assert found.shape == (2, 6, 3, 2)
+    assert found.is_contiguous()
+    expected = torch.tensor([3, 1, 0, 2, 0, 1]) / 3
+    torch.testing.assert_close(found, expected.view(1, 6, 1, 1).expand(2, 6, 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_attribution_has_the_dtype_of_the_activation(dtype):
+    model = Weighted(WEIGHTS).to(dtype)
+    found = method_of(model).attribute(ones().to(dtype), 0, 2)
+    assert found.dtype == dtype
+    assert found[0, :, 0, 0].tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_baselines_say_what_is_left_instead_of_a_channel():
+    method = method_of(Weighted(WEIGHTS))
+    # What is left of channel 0 is as good as the channel itself.
+    left = torch.tensor([1.0, 0, 0, 0, 0, 0]).view(1, 6, 1, 1)
+    result = method.optimize(ones(), 0, 1, layer_baselines=left)
+    assert kept(result.masks) == [[{3}]]
+    assert result.perturbed_score.tolist() == [5.0]
+    # All left at 2: keeping the channel that counts against is best.
+    assert kept(method.optimize(ones(), 0, 1, layer_baselines=2.0).masks) == [[{2}]]
+
+
+@pytest.mark.parametrize("dim", [2, -1])
+def test_the_channels_of_tokens(dim):
+    weights = torch.tensor(WEIGHTS)
+    layer = nn.Identity()
+
+    def model(x):
+        return layer(x).mean(dim=1) @ weights.T
+
+    method = ChannelExtremalPerturbation(model, layer)
+    tokens = torch.ones(2, 5, 6)
+    result = method.optimize(tokens, [0, 1], 2, channel_dim=dim)
+    assert kept(result.masks) == [[{0, 3}], [{2, 4}]]
+    assert result.saliency(result.masks[:, 0]).shape == (2, 5)
+    found = method.attribute(tokens, [0, 1], 2, channel_dim=dim)
+    assert found.shape == tokens.shape
+    assert found[1, 3].tolist() == [0, 0, 1, 0, 1, 0]
+    # The channels of dimension 1 are the tokens, which are all alike.
+    assert method.attribute(tokens, 0, 2)[0].sum(dim=0).tolist() == [2.0] * 6
+
+
+def test_vectors_have_channels_and_nothing_else():
+    layer = nn.Identity()
+    method = ChannelExtremalPerturbation(
+        lambda x: layer(x) @ torch.tensor(WEIGHTS).T, layer
+    )
+    assert method.attribute(torch.ones(1, 6), 0, 2).tolist() == [[1, 0, 0, 1, 0, 0]]
+
+
+def test_the_input_of_a_layer():
+    class Doubling(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x], dim=1)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.channels = Doubling()
+
+        def forward(self, x):
+            return self.channels(x).flatten(2).mean(2)[:, 2:8].cumsum(1)[:, -1]
+
+    method = method_of(Model())
+    inputs = torch.tensor([3.0, 1, 4, 2, 5, 6]).view(1, 6, 1, 1)
+    at_input = method.optimize(inputs, None, 2, attribute_to_layer_input=True)
+    assert at_input.masks.shape == (1, 1, 6)
+    assert kept(at_input.masks) == [[{4, 5}]]
+    assert at_input.input_score.tolist() == [21.0]
+    at_output = method.optimize(inputs, None, 2)
+    assert at_output.masks.shape == (1, 1, 12)
+    assert kept(at_output.masks) == [[{4, 5}]]
+    assert method.attribute(inputs, None, 2, None, True).shape == (1, 6, 1, 1)
+
+
+class Split(nn.Module):
+    """Two tensors of channels: the sum of the first and twice that of the second."""
+
+    def __init__(self, sizes=(3, 3), kind=None):
+        super().__init__()
+
+        class Layer(nn.Module):
+            def forward(self, x):
+                parts = x.split(sizes, dim=1)
+                return tuple(parts) if kind is None else kind(*parts)
+
+        self.channels, self.kind = Layer(), kind
+
+    def forward(self, x):
+        parts = self.channels(x)
+        if self.kind is not None:
+            assert isinstance(parts, self.kind)
+        return parts[0].sum((1, 2, 3)) + 2 * parts[1].sum((1, 2, 3))
+
+
+Two = namedtuple("Two", ["a", "b"])
+
+
+@pytest.mark.parametrize("kind", [None, Two])
+def test_a_layer_with_two_tensors_has_two_masks(kind):
+    values = torch.tensor([1.0, 3, 2, 2, 1, 5]).view(1, 6, 1, 1)
+    method = method_of(Split(kind=kind))
+    result = method.optimize(values, None, (1, 2))
+    assert [kept(masks) for masks in result.masks] == [
+        [[{1}, {1, 2}]],
+        [[{2}, {0, 2}]],
+    ]
+    assert result.counts == (2, 4)
+    assert result.scores.tolist() == [[13.0, 19.0]]
+    found = method.attribute(values, None, (1, 2))
+    assert isinstance(found, tuple)
+    assert found[1].flatten().tolist() == [0.5, 0, 1]
+
+
+def test_tensors_of_unlike_size_take_fractions():
+    values = torch.tensor([1.0, 3, 2, 2, 1, 5]).view(1, 6, 1, 1)
+    method = method_of(Split(sizes=(2, 4)))
+    result = method.optimize(values, None, 0.5)
+    assert [kept(masks) for masks in result.masks] == [[[{1}]], [[{0, 3}]]]
+    with pytest.raises(ValueError, match="must be a fraction for a layer whose"):
+        method.optimize(values, None, 1)
+
+
+def test_further_arguments_go_with_their_examples():
+    layer = nn.Identity()
+
+    def model(x, weights, scale):
+        return (layer(x).flatten(2).mean(2) * weights).sum(1) * scale
+
+    method = ChannelExtremalPerturbation(model, layer)
+    weights = torch.tensor(WEIGHTS)
+    for batch in (1, 2, 16):
+        result = method.optimize(
+            ones(2), None, (1, 2), (weights, 3.0), perturbations_per_eval=batch
+        )
+        assert kept(result.masks) == [[{0}, {0, 3}], [{2}, {2, 4}]]
+        assert result.scores.tolist() == [[15.0, 27.0], [21.0, 39.0]]
+
+
+def test_inputs_may_be_whole_numbers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(1), nn.Linear(12, 2))
+    method = ChannelExtremalPerturbation(model, model[0])
+    words = torch.tensor([[1, 2, 3], [4, 5, 8]])
+    result = method.optimize(words, 1, (1, 4), channel_dim=2)
+    assert result.masks.shape == (2, 2, 4)
+    torch.testing.assert_close(result.scores[:, 1], model(words)[:, 1])
+
+
+def test_the_reward_is_what_is_maximised():
+    plain = method_of(Weighted(WEIGHTS)).optimize(ones(), 0, 1)
+    model = Weighted([WEIGHTS[0], [5.0, 0, 0, 0, 0, 0]])
+    contrast = method_of(model, reward=contrastive_reward).optimize(ones(), 0, 1)
+    assert (kept(plain.masks), kept(contrast.masks)) == ([[{0}]], [[{3}]])
+    assert contrast.settings["reward"] == "contrastive_reward"
+
+
+def test_the_paper_preset():
+    assert presets.paper_channels()["solver"] == ChannelDescent(
+        iterations=300, learning_rate=0.01, area_weight=1500.0, ramp=0.5
+    )
+    assert len(presets.PAPER_CHANNELS) == 21
+    assert presets.PAPER_CHANNELS[:4] == (1, 5, 10, 20)
+    assert presets.PAPER_CHANNELS[-3:] == (400, 450, 528)
+    method = method_of(Weighted(WEIGHTS), **presets.paper_channels())
+    result = method.optimize(ones(), 0, (1, 2, 4))
+    assert kept(result.masks) == [[{0}, {0, 3}, {0, 1, 3, 5}]]
+
+
+def test_no_mask_is_worse_than_activation_times_gradient():
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.Tanh(), nn.Conv2d(12, 5, 3), nn.Tanh(), nn.Flatten(),
+        nn.Linear(5 * 4, 3),
+    )  # fmt: skip
+    inputs = torch.randn(4, 1, 6, 6)
+    method = ChannelExtremalPerturbation(
+        model, model[1], solver=ChannelSolver(iterations=1, rounds=0)
+    )
+    areas = (1, 3, 6)
+    found = method.optimize(inputs, 2, areas)
+    hidden = model[:2](inputs).detach().requires_grad_()
+    model[2:](hidden)[:, 2].sum().backward()
+    order = (hidden * hidden.grad).sum((2, 3)).argsort(dim=1, descending=True)
+    masks = torch.zeros(4, 3, 12)
+    for place, area in enumerate(areas):
+        masks[:, place].scatter_(1, order[:, :area], 1.0)
+    assert (found.scores >= method.evaluate(inputs, masks, 2) - 1e-5).all()
+
+
+# --- evaluate ---
+
+
+def test_evaluate_scores_masks_of_any_origin():
+    method = method_of(Weighted(WEIGHTS))
+    masks = torch.tensor([[[1.0, 0, 0, 0.5, 0, 0], [0, 0, 1, 0, 0, 0]]])
+    assert method.evaluate(ones(), masks, 0).tolist() == [[7.0, -2.0]]
+    deletion = method.evaluate(ones(), masks, 0, game="deletion")
+    assert deletion.tolist() == [[-3.0, -12.0]]
+
+
+def test_evaluate_agrees_with_optimize():
+    model = ConvNet().eval()
+    method = ChannelExtremalPerturbation(model, model.norm)
+    result = method.optimize(varied((2, 1, 8, 8)), 1, (1, 2))
+    again = method.evaluate(varied((2, 1, 8, 8)), result.masks, 1)
+    torch.testing.assert_close(again, result.scores)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "text"),
+    [
+        (torch.ones(1, 2, 5), ValueError, r"must be of shape \(1, A, 6\), got"),
+        (torch.ones(1, 6), ValueError, r"must be of shape \(1, A, 6\), got"),
+        (2 * torch.ones(1, 1, 6), ValueError, "must lie in"),
+        (torch.full((1, 1, 6), torch.nan), ValueError, "must lie in"),
+        (torch.ones(1, 1, 6, dtype=torch.long), TypeError, "floating point"),
+        ((torch.ones(1, 1, 6),) * 2, ValueError, "as many as the layer's tensors, 1"),
+    ],
+)
+def test_evaluate_refuses_masks_that_do_not_fit(masks, error, text):
+    with pytest.raises(error, match=f"masks must .*{text}|{text}"):
+        method_of(Weighted(WEIGHTS)).evaluate(ones(), masks, 0)
+
+
+# --- Captum's contract ---
+
+
+def test_the_class_is_captums_kind_of_layer_method():
+    cls = ChannelExtremalPerturbation
+    assert issubclass(cls, LayerAttribution)
+    assert issubclass(cls, PerturbationAttribution)
+    assert not issubclass(cls, GradientAttribution)
+    assert list(inspect.signature(cls).parameters)[:3] == [
+        "forward_func",
+        "layer",
+        "device_ids",
+    ]
+    theirs = list(inspect.signature(LayerFeatureAblation.attribute).parameters)
+    assert "attribute_to_layer_input" in theirs
+    method = method_of(Weighted(WEIGHTS))
+    assert method.multiplies_by_inputs is False
+    assert method.has_convergence_delta() is False
+    assert method.get_name() == "Channel Extremal Perturbation"
+    with pytest.raises(NotImplementedError, match=r"^attribute_future is not impl"):
+        method.attribute_future()
+
+
+def test_attribute_can_be_unwrapped_and_interpolated():
+    method = method_of(Weighted(WEIGHTS))
+    found = ChannelExtremalPerturbation.attribute.__wrapped__(method, ones(), 0, 2)
+    assert torch.equal(found, method.attribute(ones(), 0, 2))
+    assert LayerAttribution.interpolate(found, (6, 4)).shape == (1, 6, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_the_method_can_be_copied_and_pickled(copied):
+    method = method_of(Weighted(WEIGHTS), solver=SHORT)
+    twin = copied(method)
+    assert twin.layer is twin.forward_func.channels
+    assert torch.equal(twin.attribute(ones(), 0, 2), method.attribute(ones(), 0, 2))
+
+
+def test_tuples_of_inputs():
+    layer = nn.Identity()
+    method = ChannelExtremalPerturbation(
+        lambda x, y: (layer(x) @ torch.tensor(WEIGHTS).T) * y, layer, solver=SHORT
+    )
+    pair = (torch.ones(2, 6), torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    found = method.attribute(pair, 0, 1)
+    assert isinstance(found, torch.Tensor)  # one tensor of the layer, as in Captum
+    assert found.tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
+
+
+def test_a_list_of_inputs_and_a_bad_target_stay_captums_errors():
+    method = method_of(Weighted(WEIGHTS), solver=SHORT)
+    with pytest.raises(AssertionError, match=r"must be a torch\.Tensor or a tuple"):
+        method.attribute([ones()], 0)
+    for target in (2, [0, 1], torch.tensor([0, 1])):
+        with pytest.raises((AssertionError, IndexError)):
+            method.attribute(ones(3), target)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("game", ["preservation", "hybrid"])
+def test_the_size_of_a_forward_changes_nothing(batch, game):
+    torch.manual_seed(1)
+    model = ConvNet().eval()
+    seen = []
+    model.linear.register_forward_hook(lambda _m, _i, out: seen.append(len(out)))
+    method = ChannelExtremalPerturbation(model, model.conv)
+    inputs, areas = varied((3, 1, 8, 8)), (1, 2, 3)
+    found = method.optimize(inputs, 1, areas, game=game, perturbations_per_eval=batch)
+    assert max(seen) <= batch
+    whole = method.optimize(inputs, 1, areas, game=game, perturbations_per_eval=100)
+    assert torch.equal(found.masks, whole.masks)
+    torch.testing.assert_close(found.scores, whole.scores)
+
+
+def test_a_batch_gives_what_its_examples_give_alone():
+    torch.manual_seed(1)
+    model = ConvNet().eval()
+    method = ChannelExtremalPerturbation(model, model.conv)
+    inputs = varied((3, 1, 8, 8))
+    together = method.attribute(inputs, 1, (1, 2))
+    for index in range(3):
+        alone = method.attribute(inputs[index : index + 1], 1, (1, 2))
+        assert torch.equal(together[index : index + 1], alone)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_grad_modes(mode):
+    model = ConvNet().eval()
+    method = ChannelExtremalPerturbation(model, model.conv)
+    expected = method.attribute(varied((2, 1, 8, 8)), 1, 2)
+    with mode():
+        assert torch.equal(method.attribute(varied((2, 1, 8, 8)), 1, 2), expected)
+
+
+def everything(model, *tensors):
+    """Traces, and what is set on the modules themselves."""
+    return traces(model, *tensors), [sorted(vars(m)) for m in model.modules()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.filterwarnings("ignore:forward_func is in training mode")
+def test_the_model_and_the_inputs_stay_as_they_were(training, at_input):
+    model = ConvNet().train(training)
+    model.linear.weight.grad = torch.full_like(model.linear.weight, 3.0)
+    inputs = varied((2, 1, 8, 8)).requires_grad_()
+    before = everything(model, inputs)
+    method = ChannelExtremalPerturbation(model, model.norm, solver=SHORT)
+    method.attribute(inputs, 1, 2, None, at_input)
+    assert everything(model, inputs) == before
+
+
+class Failing(nn.Module):
+    """Fails at forward number ``at``, counted from 0."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > self.at:
+            raise ZeroDivisionError("the model is out of order")
+        return x
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 9, 20])
+def test_everything_stays_as_it_was_when_the_model_fails(at):
+    tail = Failing(at)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), tail, nn.Flatten(), nn.Linear(96, 2)
+    )
+    method = ChannelExtremalPerturbation(model, model[1])
+    inputs = varied((1, 1, 6, 6))
+    before = everything(model, inputs)
+    with pytest.raises(ZeroDivisionError, match="out of order"):
+        method.attribute(inputs, 0, (1, 2))
+    assert tail.calls == at + 1
+    tail.calls = 0
+    assert everything(model, inputs) == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_training_model_warns_once():
+    model = ConvNet().train()
+    method = ChannelExtremalPerturbation(model, model.conv, solver=SHORT)
+    with pytest.warns(UserWarning, match="forward_func is in training mode") as caught:
+        method.attribute(varied((2, 1, 8, 8)), 0, 2)
+    assert caught[0].filename == __file__
+    method.attribute(varied((2, 1, 8, 8)), 0, 2)
+
+
+def test_ctrl_c_keeps_the_masks():
+    class Interrupted:
+        def solve(self, problem, seed=0, on_step=None):
+            masks = torch.zeros(problem.num_cells, 1, *problem.sizes[0])
+            masks[:, :, :2] = 1
+            return Solution((masks,), ended="interrupt")
+
+    method = method_of(Weighted(WEIGHTS), solver=Interrupted())
+    with pytest.raises(SearchInterrupted) as caught:
+        method.attribute(ones(), 0, 2)
+    assert isinstance(caught.value.result, ChannelResult)
+    assert kept(caught.value.result.masks) == [[{0, 1}]]
+
+
+def test_progress_is_shown_if_asked_for(capsys):
+    method = method_of(Weighted(WEIGHTS), solver=SHORT)
+    method.attribute(ones(), 0, 2)
+    assert capsys.readouterr().err == ""
+    method.attribute(ones(), 0, 2, show_progress=True)
+    assert "Channel Extremal Perturbation" in capsys.readouterr().err
+
+
+def test_the_seed_is_all_the_chance_there_is():
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(1, 40, 3), nn.Tanh(), nn.Conv2d(40, 9, 3), nn.Tanh(), nn.Flatten(),
+        nn.Linear(36, 3),
+    )  # fmt: skip
+    solver = ChannelSolver(iterations=6, rounds=0)
+    method = ChannelExtremalPerturbation(model, model[0], solver=solver)
+    inputs = torch.randn(2, 1, 6, 6)
+    series = {
+        seed: method.optimize(inputs, 0, (5, 10), seed=seed).history["reward"]
+        for seed in (1, 2)
+    }
+    again = method.optimize(inputs, 0, (5, 10), seed=1).history["reward"]
+    assert torch.equal(again, series[1])
+    assert not torch.equal(series[1], series[2])
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"areas": True}, TypeError, "area must be a number, got True"),
+        ({"areas": "1"}, TypeError, "area must be a number, got '1'"),
+        ({"areas": 0}, ValueError, "area must be at least 1 channel, got 0"),
+        ({"areas": 0.0}, ValueError, r"area must lie in \(0, 1\], got 0.0"),
+        ({"areas": 1.5}, ValueError, r"area must lie in \(0, 1\], got 1.5"),
+        ({"areas": ()}, ValueError, "areas must hold at least one area"),
+        ({"areas": 7}, ValueError, "at most the layer's 6 channels, got 7"),
+        ({"channel_dim": 0}, ValueError, r"channel_dim must lie in \[1, 3\]"),
+        ({"channel_dim": 4}, ValueError, r"channel_dim must lie in \[1, 3\]"),
+        ({"channel_dim": -4}, ValueError, r"channel_dim must lie in \[1, 3\]"),
+        ({"channel_dim": 1.0}, TypeError, "channel_dim must be an int"),
+        ({"game": "chess"}, ValueError, "game must be 'preservation'"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"perturbations_per_eval": 0}, ValueError, "perturbations_per_eval must be"),
+        ({"attribute_to_layer_input": 1}, TypeError, "must be True or False, got 1"),
+        ({"layer_baselines": "0"}, TypeError, "layer_baselines must be numbers"),
+        (
+            {"layer_baselines": torch.zeros(5, 1, 1)},
+            ValueError,
+            r"must broadcast to the activation, \(1, 6, 3, 2\), got \(5, 1, 1\)",
+        ),
+        ({"layer_baselines": (0.0, 0.0)}, ValueError, "as many as the layer's tensors"),
+        ({"layer_baselines": float("nan")}, ValueError, "layer_baselines must be fin"),
+    ],
+)  # fmt: skip
+def test_a_bad_option_is_named(options, error, text):
+    with pytest.raises(error, match=text):
+        method_of(Weighted(WEIGHTS), solver=SHORT).attribute(ones(), 0, **options)
+
+
+def test_bad_parts_are_named():
+    model = Weighted(WEIGHTS)
+    with pytest.raises(TypeError, match=r"layer must be a torch\.nn\.Module, got str"):
+        ChannelExtremalPerturbation(model, "channels")
+    with pytest.raises(TypeError, match="forward_func must be callable"):
+        ChannelExtremalPerturbation(3, model.channels)
+    with pytest.raises(TypeError, match="solver must be an object with a solve method"):
+        method_of(model, solver=ChannelSolver)
+    with pytest.raises(TypeError, match="reward must be callable"):
+        method_of(model, reward=3)
+
+
+def test_a_layer_that_is_not_called():
+    with pytest.raises(ValueError, match="layer must be a part of forward_func"):
+        method_of(Weighted(WEIGHTS), nn.ReLU()).attribute(ones(), 0, 1)
+
+
+def test_a_layer_that_is_called_twice():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), relu, nn.Conv2d(3, 3, 1), relu)
+    with pytest.raises(ValueError, match=r"layer must be called once .* got 2 calls"):
+        ChannelExtremalPerturbation(lambda x: model(x).sum((1, 2, 3)), relu).attribute(
+            varied((1, 1, 4, 4)), None, 1
+        )
+
+
+def test_a_layer_without_rows_floats_or_tensors():
+    inputs = torch.ones(2, 3, 4)
+
+    class Layer(nn.Module):
+        def __init__(self, change):
+            super().__init__()
+            self.change = change
+
+        def forward(self, x):
+            return self.change(x)
+
+    for change, error, text in (
+        (lambda x: x.transpose(0, 1), ValueError, "one row for each of the 2 examples"),
+        (lambda x: x.long(), TypeError, "what layer gives must be a floating point"),
+        (lambda x: [x], TypeError, "layer must return a tensor or a tuple of tensors"),
+        (lambda x: (x, None), TypeError, "got Tensor, NoneType"),
+        (lambda x: x / 0, ValueError, "layer must give finite values"),
+    ):
+        layer = Layer(change)
+        method = ChannelExtremalPerturbation(
+            lambda x, layer=layer: (layer(x), x.sum((1, 2)))[1], layer
+        )
+        with pytest.raises(error, match=text):
+            method.attribute(inputs, None, 1)
+
+
+def test_inputs_must_agree():
+    method = method_of(Weighted(WEIGHTS))
+    for inputs in ((ones(2), ones(3)), (), torch.tensor(1.0), ones(0)):
+        with pytest.raises(ValueError, match="inputs must"):
+            method.attribute(inputs, 0, 1)
+
+
+def test_a_model_that_cuts_the_gradient():
+    layer = nn.Identity()
+    method = ChannelExtremalPerturbation(lambda x: layer(x).detach().sum(1), layer)
+    with pytest.raises(RuntimeError, match="no gradient reaches the mask"):
+        method.attribute(torch.ones(1, 6), None, 1)
+
+
+def test_scores_that_are_not_finite():
+    layer = nn.Identity()
+    method = ChannelExtremalPerturbation(lambda x: layer(x).sum(1).log(), layer)
+    with pytest.raises(ValueError, match="must give finite scores, got"):
+        method.attribute(torch.ones(1, 6), None, 1)
+
+
+# --- the networks of the paper and others, with weights at random ---
+
+
+def check_network(model, layer, inputs, channels, **options):
+    solver = ChannelSolver(iterations=2, rounds=1)
+    method = ChannelExtremalPerturbation(model.eval(), layer, solver=solver)
+    target = model(inputs).argmax(1)
+    result = method.optimize(inputs, target, (1, 0.5, channels), **options)
+    assert result.counts == (1, channels // 2, channels)
+    torch.testing.assert_close(
+        result.scores[:, 2], result.input_score, rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        result.input_score,
+        model(inputs).gather(1, target[:, None])[:, 0],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    again = method.evaluate(inputs, result.masks, target, **options)
+    torch.testing.assert_close(again, result.scores, rtol=1e-3, atol=1e-4)
+    return result
+
+
+def test_resnet50():
+    from torchvision.models import resnet50
+
+    model = resnet50(num_classes=5)
+    found = check_network(model, model.layer3, torch.randn(1, 3, 32, 32), 1024)
+    assert found.saliency().shape == (1, 2, 2)
+
+
+def test_googlenet():
+    from torchvision.models import googlenet
+
+    model = googlenet(num_classes=5, aux_logits=False, init_weights=False)
+    check_network(model, model.inception4d, torch.randn(1, 3, 64, 64), 528)
+
+
+def test_vision_transformer():
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(16, 4, 3, 2, 16, 32, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)
+    layer = model.encoder.layers[1]
+    images = torch.randn(2, 3, 16, 16)
+    found = check_network(model, layer, images, 16, channel_dim=2)
+    assert found.activations.shape == (2, 17, 16)
+    check_network(
+        model, layer.mlp, images, 16, channel_dim=-1, attribute_to_layer_input=True
+    )
+
+
+def test_efficientnet_lite():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=5)
+    check_network(model, model.blocks[4], torch.randn(1, 3, 64, 64), 112)
+    last = model.blocks[3][-1]
+    check_network(model, last, torch.randn(1, 3, 64, 64), 80)
+
+
+def test_scripted_parts_and_data_parallel():
+    model = ConvNet().eval()
+    expected = ChannelExtremalPerturbation(model, model.norm).attribute(
+        varied((2, 1, 8, 8)), 1, 2
+    )
+    parallel = nn.DataParallel(model)  # without a GPU: the model itself
+    if not torch.cuda.is_available():
+        found = ChannelExtremalPerturbation(parallel, model.norm)
+        assert torch.equal(found.attribute(varied((2, 1, 8, 8)), 1, 2), expected)
+    scripted = torch.jit.script(model)
+    with pytest.raises(TypeError, match="layer must not be a scripted or traced mod"):
+        ChannelExtremalPerturbation(scripted, scripted.norm)
+    # Other parts may be scripted.
+    mixed = nn.Sequential(torch.jit.script(nn.Conv2d(1, 4, 3)), nn.Tanh(), nn.Flatten())
+    method = ChannelExtremalPerturbation(mixed, mixed[1])
+    assert method.attribute(varied((2, 1, 8, 8)), 1, 2).shape == (2, 4, 6, 6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_data_parallel_scatters():
+    torch.manual_seed(0)
+    model = ConvNet().eval().cuda()
+    inputs = varied((3, 1, 8, 8)).cuda()
+    expected = ChannelExtremalPerturbation(model, model.norm).attribute(inputs, 1, 2)
+    ids = list(range(torch.cuda.device_count()))
+    parallel = nn.DataParallel(model, device_ids=ids)
+    for method in (
+        ChannelExtremalPerturbation(parallel, model.norm),
+        ChannelExtremalPerturbation(lambda x: parallel(x), model.norm, device_ids=ids),
+    ):
+        assert torch.equal(method.attribute(inputs, 1, 2), expected)
+
+
+def test_solvers_of_pixels_may_be_used():
+    # Masks of a smooth field over the channels in their order: 4 and 5 are neighbours.
+    model = Weighted([[0.0, 0, 0, 0, 3, 2, 0, 0, 2, 0], [1.0] * 10])
+    method = method_of(model, solver=LevelSetSolver(iterations=20, jitter=0.0))
+    result = method.optimize(ones(1, 10), 0, (2, 5))
+    assert result.counts == (2, 5)
+    assert {4, 5} == set((result.masks[0, 0] >= 0.5).nonzero().flatten().tolist())
+
+
+def test_the_result_names_what_was_asked():
+    result = method_of(Weighted(WEIGHTS), solver=SHORT).optimize(
+        ones(), 0, (1, 0.5), game="hybrid", seed=7
+    )
+    assert result.areas == (1, 0.5)
+    assert result.settings["game"] == "hybrid"
+    assert result.settings["seed"] == 7
+    assert result.settings["layer"] == "Identity"
+    assert result.settings["solver"] == repr(SHORT)
+    assert result.history["reward"].shape == (1, 2, 8)
+
+
+def test_both_methods_agree_where_pixels_are_channels():
+    # A row of pixels: a channel each, and a mask of hard edges.
+    weights = torch.tensor([3.0, 1.0, 4.0, 2.0])
+    layer = nn.Identity()
+
+    def model(x):
+        return (layer(x) * weights).sum(dim=(1, 2) if x.dim() == 3 else 1)
+
+    channels = ChannelExtremalPerturbation(model, layer)
+    by_channel = channels.optimize(torch.ones(1, 4), None, 2)
+    pixels = ExtremalPerturbation(model, "fade")
+    score = pixels.evaluate(torch.ones(1, 1, 4), by_channel.masks[:, :, None])
+    assert score.tolist() == by_channel.scores.tolist() == [[7.0]]

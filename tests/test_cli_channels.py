@@ -1,0 +1,125 @@
+"""`captum-extremal channels` with a small network."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torchvision.models import get_model
+
+from captum_extremal import ChannelResult
+from captum_extremal.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("channels")
+    torch.manual_seed(0)
+    model = get_model("squeezenet1_1", num_classes=3)
+    with torch.no_grad():
+        model.classifier[1].weight *= 10
+        model.classifier[1].bias += 10
+    torch.save(model.state_dict(), path / "weights.pt")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path / "photo.png")
+    return path
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*args, layer="features.9"):
+        return CliRunner().invoke(
+            main,
+            [
+                "channels",
+                str(folder / "photo.png"),
+                "--model=torchvision:squeezenet1_1",
+                f"--weights={folder / 'weights.pt'}",
+                "--size=64",
+                "--steps=2",
+                f"--layer={layer}",
+                *args,
+            ],
+        )
+
+    return invoke
+
+
+def test_the_table_the_list_and_the_figure(run, tmp_path):
+    done = run("--areas=1,10,0.5,1.0", "--save=result.safetensors")
+    assert done.exit_code == 0, done.output
+    result = ChannelResult.load(tmp_path / "result.safetensors")
+    assert result.counts == (1, 10, 192, 384)
+    rows = re.findall(r"^ +(\d+) +(-?[\d.]+) +(-?[\d.]+) +([\d.]+)", done.output, re.M)
+    assert [int(row[0]) for row in rows] == [1, 10, 192, 384]
+    assert [float(row[1]) for row in rows] == [
+        pytest.approx(float(score), abs=0.006) for score in result.scores[0]
+    ]
+    probabilities = [float(row[3]) for row in rows]
+    assert all(0 <= p <= 1 for p in probabilities)
+    shown = float(re.search(r"p = ([\d.]+)", done.output)[1])
+    assert probabilities[-1] == pytest.approx(shown, abs=0.002)
+    kept = result.masks[0, 0].nonzero().flatten().tolist()
+    assert f"\n1: {kept[0]}\n" in done.output
+    assert re.search(r"^192: (\d+, ){19}\d+ and 172 more$", done.output, re.M)
+    with Image.open(tmp_path / "photo-channels.png") as figure:
+        assert figure.width > figure.height > 200
+
+
+def test_options_reach_the_search(run, tmp_path):
+    done = run(
+        "--areas=0.5", "--layer-input", "--game=deletion", "--seed=3", "--target=1",
+        "--save=a.safetensors", "--output=here/figure.pdf", "--threads=1",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = ChannelResult.load(tmp_path / "a.safetensors")
+    assert result.settings["game"] == "deletion"
+    assert result.settings["seed"] == 3
+    assert result.settings["at_input"] is True
+    assert "iterations=2" in result.settings["solver"]
+    assert result.masks.shape == (1, 1, 256)
+    assert "class 1" in done.output
+    assert (tmp_path / "here" / "figure.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "hint"),
+    [
+        ("feature.9", "; close: features.9"),
+        ("features9", "; close: features.9"),
+        ("squeeze_activation", "; close: features."),
+        ("zzz", ""),
+        ("", ""),
+    ],
+)
+def test_a_layer_that_does_not_exist(run, tmp_path, layer, hint):
+    done = run(layer=layer)
+    assert done.exit_code == 2
+    expected = f"--layer must name a module of the model, got {layer!r}{hint}"
+    assert expected in done.output
+    assert done.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--areas=one", "--areas: must be numbers with commas between, got 'one'"),
+        ("--areas=0", "--areas: area must be at least 1 channel, got 0"),
+        ("--areas=1.5", "--areas: area must lie in (0, 1], got 1.5"),
+        ("--areas=9999", "area must be at most the layer's 384 channels, got 9999"),
+        ("--channel-dim=7", "channel_dim must lie in [1, 3]"),
+        ("--target=9", "target must lie in 0..2, got 9"),
+        ("--output=a.txt", "output must be a folder or end in"),
+    ],
+)
+def test_a_bad_option_is_one_line(run, option, text):
+    done = run(option)
+    assert done.exit_code == 2
+    assert text in done.output.replace("\n", " ")

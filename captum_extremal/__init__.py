@@ -11,6 +11,13 @@ from captum_extremal import presets
 from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
 from captum_extremal.blur import gaussian_blur
 from captum_extremal.extremal import ExtremalPerturbation, SearchInterrupted
+from captum_extremal.image_priors import ImagePrior
+from captum_extremal.inversion import (
+    ChannelComparison,
+    FeatureInversion,
+    Inversion,
+    channel_saliency,
+)
 from captum_extremal.masks import MaskGenerator, smooth_max
 from captum_extremal.perturbations import (
     BlurPerturbation,
@@ -33,11 +40,15 @@ __all__ = [
     "AreaLoss",
     "AreaWeight",
     "BlurPerturbation",
+    "ChannelComparison",
     "ExtremalPerturbation",
     "ExtremalResult",
     "Extremality",
     "FadePerturbation",
+    "FeatureInversion",
     "GradientSolver",
+    "ImagePrior",
+    "Inversion",
     "LevelSetSolver",
     "MaskGenerator",
     "Perturbation",
@@ -49,6 +60,7 @@ __all__ = [
     "apply_mask",
     "area_loss",
     "area_reference",
+    "channel_saliency",
     "contrastive_reward",
     "gaussian_blur",
     "presets",

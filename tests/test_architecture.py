@@ -30,7 +30,15 @@ TIERS = (
     {"_checks"},
     {"_captum", "_lattice", "_model", "blur"},
     {"_max_convolution"},
-    {"area", "disks", "level_sets", "masks", "perturbations", "rewards"},
+    {
+        "area",
+        "disks",
+        "image_priors",
+        "level_sets",
+        "masks",
+        "perturbations",
+        "rewards",
+    },  # fmt: skip
     {"solvers"},
     {"result"},
     {"presets", "metrics", "visualization"},

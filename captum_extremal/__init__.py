@@ -10,6 +10,7 @@ from importlib.metadata import version
 from captum_extremal import presets
 from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
 from captum_extremal.blur import gaussian_blur
+from captum_extremal.class_channels import ClassChannels, ExcitingImages
 from captum_extremal.extremal import ExtremalPerturbation, SearchInterrupted
 from captum_extremal.image_priors import ImagePrior
 from captum_extremal.inversion import (
@@ -41,6 +42,8 @@ __all__ = [
     "AreaWeight",
     "BlurPerturbation",
     "ChannelComparison",
+    "ClassChannels",
+    "ExcitingImages",
     "ExtremalPerturbation",
     "ExtremalResult",
     "Extremality",

@@ -30,18 +30,11 @@ TIERS = (
     {"_checks"},
     {"_captum", "_lattice", "_model", "blur"},
     {"_max_convolution"},
-    {
-        "area",
-        "disks",
-        "image_priors",
-        "level_sets",
-        "masks",
-        "perturbations",
-        "rewards",
-    },  # fmt: skip
+    {"area", "disks", "image_priors", "level_sets"}
+    | {"masks", "perturbations", "rewards"},
     {"solvers"},
     {"result"},
-    {"presets", "metrics", "visualization"},
+    {"class_channels", "metrics", "presets", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
     {"benchmark"},

@@ -41,6 +41,8 @@ from captum_extremal.image_priors import (
 )
 
 _START = 0.01  # standard deviation of the first coefficients: a nearly grey image
+_SMALL = 1e-5  # share of the largest gradient below which Adam sees rounding errors
+_AWAKE_BY = 15  # the step by which a score must have moved
 _MOST_PREFIX_TOKENS = 8  # class and register tokens of a transformer
 
 
@@ -138,8 +140,8 @@ class FeatureInversion:
     `invert` shows what a layer keeps of an image (eq. 12), with a mask over the
     channels what these keep, `compare` both side by side (Fig. 9), `channel` what a
     channel looks for (Fig. 10). Each image starts grey and climbs by Adam on the
-    spectrum of its `ImagePrior`. All images of one call see the same views by chance,
-    so that an image does not depend on the others.
+    spectrum of its `ImagePrior`; the scale of a score does not matter. All images of
+    one call see the same views by chance, so that none depends on the others.
 
     Args:
         forward_func: The model, or a function of images (N, C, H, W) that runs it. It
@@ -254,7 +256,7 @@ class FeatureInversion:
             ValueError: If shapes do not agree, a value is not finite or out of range,
                 or nothing of an activation is left.
             RuntimeError: If the layer does not run exactly once, or no gradient reaches
-                the image.
+                the image, as from a channel whose ReLU is off everywhere.
         """
         if masks is None:
             _checks.check_floating("activations", activations)
@@ -313,7 +315,7 @@ class FeatureInversion:
             TypeError: If an argument is of the wrong type.
             ValueError: If the layer has no such channel, or a value is out of range.
             RuntimeError: If the layer does not run exactly once, or no gradient reaches
-                the image.
+                the image, as from a channel whose ReLU is off everywhere.
         """
         device, _ = self._place()
         chosen = _channels(channels).to(device)
@@ -464,7 +466,7 @@ class FeatureInversion:
         scale = spectrum_scale(size, self.prior.decay).to(device)
         root = colour_root(colours, self.prior.decorrelate).to(device)
         spectrum = start.to(device).repeat(len(rows), 1, 1, 1, 1).requires_grad_()
-        optimizer = torch.optim.Adam([spectrum], lr=self.learning_rate)
+        optimizer = torch.optim.Adam([spectrum], self.learning_rate, eps=_SMALL)
         history = torch.empty(len(rows), self.iterations, device=device)
 
         def score_of(images: Tensor) -> Tensor:
@@ -476,10 +478,13 @@ class FeatureInversion:
             images = spectrum_to_image(spectrum, size, scale, root)
             found = score_of(view(images, views[step]))
             penalty = self.prior.total_variation * total_variation(images)
-            (spectrum.grad,) = torch.autograd.grad((penalty - found).sum(), spectrum)
+            (gradient,) = torch.autograd.grad((penalty - found).sum(), spectrum)
+            spectrum.grad = gradient / _largest(gradient)
             optimizer.step()
             history[:, step] = found.detach()
             bar.update()
+            if step == min(_AWAKE_BY, self.iterations - 1):
+                _check_awake(history[:, : step + 1], rows)
         with torch.no_grad():
             images = spectrum_to_image(spectrum, size, scale, root)
             return images, score_of(images), history
@@ -597,6 +602,24 @@ def _masked(activations: Tensor, masks: Tensor, channel_dim: int) -> Tensor:
     shape[0], shape[dim] = legal
     masks = masks.detach().to(activations.device, activations.dtype)
     return activations.detach() * masks.reshape(shape)
+
+
+def _largest(gradient: Tensor) -> Tensor:
+    """The largest absolute value of each image, to divide by."""
+    largest = gradient.abs().flatten(1).amax(dim=1).clamp(min=1e-30)
+    return largest.reshape(-1, *[1] * (gradient.dim() - 1))
+
+
+def _check_awake(history: Tensor, rows: Tensor) -> None:
+    """An error if a score is the same for all views and steps so far."""
+    asleep = (history == history[:, :1]).all(dim=1)
+    if history.shape[1] > 1 and asleep.any():
+        row = int(rows[asleep][0])
+        raise RuntimeError(
+            f"layer must give a gradient, but the score of image {row} (from 0) is "
+            f"{float(history[asleep][0, 0]):.3g} for every view of a grey image, as of "
+            "a ReLU that is off everywhere; choose the module before it"
+        )
 
 
 def _token_grid(count: int, size: tuple[int, int]) -> tuple[int, int]:

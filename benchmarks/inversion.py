@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from captum_extremal import ClassChannels, ExcitingImages, FeatureInversion, ImagePrior
 from captum_extremal.models import LoadedModel, load_demo
-from captum_extremal.visualization import plot_channels, plot_comparison
+from captum_extremal.visualization import plot_class_channels, plot_comparison
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "images"
@@ -272,7 +272,7 @@ def classes(loaded: LoadedModel, iterations: int) -> None:
     ).channel(list(channels.values()), show_progress=True)
     seconds = (time.perf_counter() - start_time) / len(channels)
     names = loaded.labels or []
-    figure = plot_channels(
+    figure = plot_class_channels(
         found.images,
         [
             pictures(loaded, [Path(str(path)) for path, _ in best.of(channel)])[0]

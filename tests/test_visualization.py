@@ -19,7 +19,7 @@ from captum_extremal.visualization import (
     denormalize,
     overlay_mask,
     overlay_saliency,
-    plot_channels,
+    plot_class_channels,
     plot_comparison,
     plot_result,
 )
@@ -385,7 +385,7 @@ def test_a_comparison_shows_its_three_columns():
 def test_channels_show_their_inversion_and_examples():
     inversions = torch.rand(2, 3, HEIGHT, WIDTH)
     examples = [torch.rand(3, 3, 4, 4), torch.rand(1, 1, 5, 5)]
-    figure = plot_channels(
+    figure = plot_class_channels(
         inversions,
         examples,
         captions=["cat", "dog"],
@@ -441,4 +441,4 @@ def test_a_comparison_that_does_not_fit(changes, message):
 def test_channels_that_do_not_fit(options, message):
     options = {"examples": [torch.rand(2, 3, 8, 8)]} | options
     with pytest.raises(ValueError, match=message):
-        plot_channels(torch.rand(1, 3, 8, 8), **options)
+        plot_class_channels(torch.rand(1, 3, 8, 8), **options)

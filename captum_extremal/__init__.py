@@ -13,7 +13,15 @@ from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
 from captum_extremal.blur import gaussian_blur
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.channel_result import ChannelResult
+from captum_extremal.class_channels import ClassChannels, ExcitingImages
 from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.image_priors import ImagePrior
+from captum_extremal.inversion import (
+    ChannelComparison,
+    FeatureInversion,
+    Inversion,
+    channel_saliency,
+)
 from captum_extremal.masks import MaskGenerator, smooth_max
 from captum_extremal.perturbations import (
     BlurPerturbation,
@@ -38,15 +46,21 @@ __all__ = [
     "AreaLoss",
     "AreaWeight",
     "BlurPerturbation",
+    "ChannelComparison",
     "ChannelDescent",
     "ChannelExtremalPerturbation",
     "ChannelResult",
     "ChannelSolver",
+    "ClassChannels",
+    "ExcitingImages",
     "ExtremalPerturbation",
     "ExtremalResult",
     "Extremality",
     "FadePerturbation",
+    "FeatureInversion",
     "GradientSolver",
+    "ImagePrior",
+    "Inversion",
     "LevelSetSolver",
     "MaskGenerator",
     "Perturbation",
@@ -58,6 +72,7 @@ __all__ = [
     "apply_mask",
     "area_loss",
     "area_reference",
+    "channel_saliency",
     "contrastive_reward",
     "gaussian_blur",
     "presets",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
 
@@ -70,3 +70,58 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
                     # Not touched where nothing was: other threads may be using it.
                     if not torch.equal(buffer, before):
                         buffer.copy_(before)
+
+
+class _Reached(BaseException):
+    """Ends a forward at the layer asked for, unseen by ``except Exception``."""
+
+
+def layer_output(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    inputs: Tensor,
+    go_on: bool = True,
+) -> Tensor:
+    """What a layer gives for some inputs, with its graph; a copy.
+
+    Args:
+        forward_func: The caller's model.
+        layer: A module that it runs.
+        inputs: Passed to ``forward_func``.
+        go_on: Whether the rest of the model runs too, so that a second run of the layer
+            is noticed. If not, its first run ends the forward.
+
+    Returns:
+        The layer's output, safe from what later layers do to it in place.
+
+    Raises:
+        TypeError: If the layer does not give one tensor, alone or in a tuple.
+        RuntimeError: If the layer does not run exactly once.
+    """
+    outputs: list[Any] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
+        single = isinstance(output, tuple) and len(output) == 1
+        output = output[0] if single else output
+        outputs.append(output.clone() if isinstance(output, Tensor) else output)
+        if not go_on:
+            raise _Reached
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        forward_func(inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if len(outputs) != 1:
+        raise RuntimeError(
+            "layer must run once in each call of forward_func, but ran "
+            f"{len(outputs)} times"
+        )
+    if not isinstance(outputs[0], Tensor):
+        raise TypeError(
+            f"layer must give one tensor, got {type(outputs[0]).__name__}; choose a "
+            "module inside it"
+        )
+    return outputs[0]

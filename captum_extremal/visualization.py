@@ -3,9 +3,10 @@
 `plot_result` draws one image of an `ExtremalResult` as the paper's Figures 1 and 3:
 what each mask keeps, the masks themselves, and the scores of the kept and of the
 remaining part over the area. `plot_channels` draws one of a `ChannelResult` as Figure
-8: where the kept channels see something, and the scores over their number. No window is
-opened and pyplot is not touched: a `Figure` comes back, to be saved or shown by the
-caller.
+8: where the kept channels see something, and the scores over their number.
+`plot_comparison` draws the columns of Figure 9, `plot_class_channels` channels and what
+excites them, as Figure 10. No window is opened and pyplot is not touched: a `Figure`
+comes back, to be saved or shown by the caller.
 
 Convention:
     Images are (C, H, W) with 1 or 3 channels and values in [0, 1], a mask is (1, H, W):
@@ -48,6 +49,7 @@ _CURVE = 4.4  # inches, the width of the curve
 _SMALL, _MEDIUM, _LARGE = 9.5, 11.0, 14.0  # font sizes in points
 _CHANNELS = 4  # single ones, at most
 _GHOST = 0.25  # brightness of what a mask leaves out
+_MOST_OPAQUE = 0.75  # of a saliency map over its image
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -463,3 +465,209 @@ def _style(axes: Axes) -> None:
         fontsize=_SMALL,
         labelcolor=_INK,
     )
+
+
+def overlay_saliency(image: Tensor, saliency: Tensor) -> Tensor:
+    """Lay a saliency map over an image: the stronger, the warmer and less transparent.
+
+    Args:
+        image: (C, H, W) in [0, 1], grey or RGB.
+        saliency: (1, H, W); it counts relative to its maximum, and negative values as
+            0.
+
+    Returns:
+        An RGB picture in [0, 1]; the image where nothing is positive.
+
+    Shape:
+        (3, H, W).
+
+    Example:
+        >>> import torch
+        >>> image, saliency = torch.zeros(3, 1, 2), torch.tensor([[[-1.0, 2.0]]])
+        >>> overlay_saliency(image, saliency).amax(dim=0)
+        tensor([[0.0000, 0.7488]])
+    """
+    from matplotlib import colormaps
+
+    image, saliency = image.detach().float().cpu(), saliency.detach().float().cpu()
+    share = saliency.clamp(min=0)
+    share = share / share.amax().clamp(min=torch.finfo(share.dtype).tiny)
+    colours = colormaps["inferno"](share[0].numpy())[..., :3]
+    warm = torch.from_numpy(colours).float().movedim(-1, 0)
+    opacity = _MOST_OPAQUE * share
+    return ((1 - opacity) * image + opacity * warm).clamp(0, 1)
+
+
+def plot_comparison(
+    images: Tensor,
+    saliency: Tensor,
+    original: Tensor,
+    masked: Tensor,
+    *,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw what a mask over channels keeps of some images (Fig. 9), one image a row.
+
+    Args:
+        images: For display, (N, C, H, W) in [0, 1], grey or RGB.
+        saliency: Of the masked channels (eq. 11), (N, 1, H, W).
+        original: Inversions of the activations, (N, C, H, W) in [0, 1].
+        masked: Inversions of the masked activations, (N, C, H, W) in [0, 1].
+        captions: One for each image, below its saliency.
+        title: Written above everything.
+
+    Returns:
+        The figure: the overlaid image, the inversion, the inversion of what is kept.
+
+    Raises:
+        ValueError: If the shapes or the number of captions do not agree.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> figure = plot_comparison(images, images[:, :1], images, images)
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['channel saliency', 'inversion', 'inversion, masked']
+    """
+    _check_batch("images", images)
+    for name, others in (("original", original), ("masked", masked)):
+        if others.shape != images.shape:
+            raise ValueError(
+                f"{name} must have the shape of images, {tuple(images.shape)}, got "
+                f"{tuple(others.shape)}"
+            )
+    if saliency.shape != (len(images), 1, *images.shape[2:]):
+        raise ValueError(
+            f"saliency must have shape {(len(images), 1, *images.shape[2:])}, got "
+            f"{tuple(saliency.shape)}"
+        )
+    captions = _captions("captions", captions, len(images))
+    rows = [
+        [overlay_saliency(image, heat), whole, kept]
+        for image, heat, whole, kept in zip(
+            images, saliency, original, masked, strict=True
+        )
+    ]
+    labels = [[caption, "", ""] for caption in captions]
+    names = ["channel saliency", "inversion", "inversion, masked"]
+    return _draw_grid(rows, labels, names, title)
+
+
+def plot_class_channels(
+    inversions: Tensor,
+    examples: Sequence[Tensor],
+    *,
+    captions: Sequence[str] | None = None,
+    example_captions: Sequence[Sequence[str]] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw channels and the images that excite them (Fig. 10), one channel a row.
+
+    Args:
+        inversions: One image for each channel, (N, C, H, W) in [0, 1].
+        examples: For each channel its images, (M, C, H', W') in [0, 1]; M may differ.
+        captions: One for each channel, below its inversion.
+        example_captions: For each channel one for each of its images.
+        title: Written above everything.
+
+    Returns:
+        The figure; the first column holds the inversions.
+
+    Raises:
+        ValueError: If the shapes or the numbers of captions do not agree.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> figure = plot_class_channels(images[:1], [images])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['inversion', 'example 1', 'example 2']
+    """
+    _check_batch("inversions", inversions)
+    if len(examples) != len(inversions):
+        raise ValueError(
+            f"examples must be given for each of {len(inversions)} channels, got "
+            f"{len(examples)}"
+        )
+    for images in examples:
+        _check_batch("examples", images)
+    if example_captions is None:
+        example_captions = [[""] * len(images) for images in examples]
+    below = [
+        [caption, *_captions("example_captions", texts, len(images))]
+        for caption, texts, images in zip(
+            _captions("captions", captions, len(inversions)),
+            _per_channel(example_captions, len(inversions)),
+            examples,
+            strict=True,
+        )
+    ]
+    rows = [
+        [inversion, *images]
+        for inversion, images in zip(inversions, examples, strict=True)
+    ]
+    most = max(map(len, examples))
+    names = ["inversion", *(f"example {number + 1}" for number in range(most))]
+    return _draw_grid(rows, below, names, title)
+
+
+def _per_channel(texts: Sequence[Sequence[str]], count: int) -> Sequence[Sequence[str]]:
+    if len(texts) != count:
+        raise ValueError(
+            f"example_captions must be given for each of {count} channels, got "
+            f"{len(texts)}"
+        )
+    return texts
+
+
+def _captions(name: str, texts: Sequence[str] | None, count: int) -> Sequence[str]:
+    texts = [""] * count if texts is None else texts
+    if len(texts) != count:
+        raise ValueError(
+            f"{name} must be one for each of {count} images, got {len(texts)}"
+        )
+    return texts
+
+
+def _check_batch(name: str, images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"{name} must have shape (N, 1 or 3, H, W), none of them 0, got "
+            f"{tuple(images.shape)}"
+        )
+
+
+def _draw_grid(
+    rows: Sequence[Sequence[Tensor]],
+    labels: Sequence[Sequence[str]],
+    names: Sequence[str],
+    title: str | None,
+) -> Figure:
+    """Pictures in rows, a line below each, the names above the first row."""
+    from matplotlib.figure import Figure
+
+    height, width = rows[0][0].shape[1:]
+    scale = _CELL / max(height, width)
+    size = (
+        (width * scale + 0.12) * len(names),
+        (height * scale + 0.32) * len(rows) + (0.75 if title else 0.3),
+    )
+    figure = Figure(figsize=size, dpi=110)
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
+    if title:
+        figure.suptitle(
+            title, fontsize=_LARGE, color=_INK, fontweight="bold", parse_math=False
+        )
+    grid = figure.subplots(len(rows), len(names), squeeze=False)
+    for line, (pictures, texts) in enumerate(zip(rows, labels, strict=True)):
+        for column, axes in enumerate(grid[line]):
+            if column >= len(pictures):
+                axes.set_axis_off()
+                continue
+            picture = pictures[column].detach().float().cpu()
+            _show(axes, picture, texts[column], _INK)
+            axes.xaxis.label.set_parse_math(False)
+            if line == 0:
+                axes.set_title(names[column], fontsize=_MEDIUM, color=_INK)
+    return figure

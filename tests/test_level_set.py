@@ -227,13 +227,13 @@ def test_blurred_remains_do_not_stand_in_for_a_large_object():
 
 def test_areas_shrink_to_the_asked_ones():
     solver = dataclasses.replace(FAST, iterations=21, first_area=0.5)
-    ascent = _Ascent(solver, problem_of(areas=(0.02, 0.5, 0.7)), 0)
+    ascent = Ascent(solver, problem_of(areas=(0.02, 0.5, 0.7)), 0)
     assert ascent._areas(0) == [0.5, 0.5, 0.7]
     assert ascent._areas(7) == pytest.approx([0.1, 0.5, 0.7])
     assert ascent._areas(14) == pytest.approx([0.02, 0.5, 0.7])
     assert ascent._areas(20) == pytest.approx([0.02, 0.5, 0.7])
     at_once = dataclasses.replace(solver, first_area=0)
-    assert _Ascent(at_once, problem_of(areas=(0.02,)), 0)._areas(0) == [0.02]
+    assert Ascent(at_once, problem_of(areas=(0.02,)), 0)._areas(0) == [0.02]
 
 
 def test_thin_objects_survive_the_jitter():
@@ -336,7 +336,7 @@ def blurred_problem(score, *inputs, areas=(0.11,), **options):
 
 
 def mirrored(problem, mirror=None):
-    ascent = _Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
+    ascent = Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
     with torch.no_grad():
         ascent._start()
     return ascent.mirrored.tolist(), ascent.copies
@@ -393,7 +393,7 @@ def test_steps_show_each_background_plain_and_mirrored_in_turn():
 
     problem = blurred_problem(score, image)
     settings = dataclasses.replace(FAST, mirror=True, jitter=0.0)
-    ascent = _Ascent(settings, problem, 0)
+    ascent = Ascent(settings, problem, 0)
     with torch.no_grad():
         ascent._start()
         seen.clear()
@@ -435,9 +435,9 @@ def test_a_score_that_breaks_over_the_mean_colour_says_so():
 def test_fields_are_compared_at_the_areas_of_the_step(monkeypatch):
     solver = dataclasses.replace(FAST, iterations=21, first_area=0.5, jitter=0.5)
     met, moved = [], []
-    exchange, shifts = _Ascent._exchange, level_set.random_shifts
+    exchange, shifts = Ascent._exchange, level_set.random_shifts
     monkeypatch.setattr(
-        _Ascent,
+        Ascent,
         "_exchange",
         lambda self, of, areas: (met.append(list(areas)), exchange(self, of, areas)),
     )

@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from captum_extremal._model import as_found, made_in_inference_mode, training_layers
-from tiny_models import Blocks, ConvNet, constant, traces, varied
+from captum_extremal._model import (
+    as_found,
+    layer_output,
+    made_in_inference_mode,
+    training_layers,
+)
+from tiny_models import Blocks, ConvNet, NoModel, constant, traces, varied
 
 CPU = torch.device("cpu")
 
@@ -199,3 +204,55 @@ def test_the_model_is_the_same_inside():
     expected = model(constant())
     with as_found(model, CPU):
         assert torch.equal(model(constant()), expected)
+
+
+# --- layer_output ---
+
+
+def test_a_layer_is_read_with_its_graph():
+    model = ConvNet().eval()
+    inputs = varied((2, 1, 10, 10)).requires_grad_()
+    found = layer_output(model, model.norm, inputs)
+    expected = model.norm(model.conv(inputs))
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), inputs)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), inputs)[0])
+
+
+def test_a_forward_may_end_at_the_layer():
+    model = NoModel()
+    reader = nn.Identity()
+    pair = nn.Sequential(reader, model)
+    assert torch.equal(layer_output(pair, reader, constant(), go_on=False), constant())
+    assert model.calls == 0
+    before = traces(pair)
+    with pytest.raises(ZeroDivisionError):
+        layer_output(pair, reader, constant())
+    assert traces(pair) == before
+
+
+def test_ending_there_is_not_taken_for_an_error_of_the_model():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, inputs):
+            try:
+                return self.layer(inputs)
+            except Exception:
+                return self.layer(0 * inputs)
+
+    model = Careful()
+    found = layer_output(model, model.layer, constant(), go_on=False)
+    assert torch.equal(found, constant())
+
+
+def test_a_tuple_of_one_tensor_is_opened():
+    class Tuple(nn.Module):
+        def forward(self, inputs):
+            return (2 * inputs,)
+
+    layer = Tuple()
+    found = layer_output(lambda x: layer(x)[0], layer, constant())
+    assert torch.equal(found, 2 * constant())

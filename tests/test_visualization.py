@@ -19,7 +19,10 @@ from captum_extremal.visualization import (
     UNTOUCHED,
     denormalize,
     overlay_mask,
+    overlay_saliency,
     plot_channels,
+    plot_class_channels,
+    plot_comparison,
     plot_result,
 )
 
@@ -410,3 +413,109 @@ def test_a_tuple_of_masks():
     result = make_result(masks=(result.masks, result.masks))
     with pytest.raises(TypeError, match="result must hold one tensor of masks"):
         plot_result(torch.rand(3, HEIGHT, WIDTH), result)
+
+
+# --- channels ---
+
+
+def test_overlay_is_the_image_where_nothing_is_salient(image):
+    saliency = torch.zeros(1, HEIGHT, WIDTH)
+    saliency[0, 0, 0] = 3.0
+    saliency[0, 1, 1] = -3.0
+    shown = overlay_saliency(image, saliency)
+    expected = image.expand(3, -1, -1).clone()
+    expected[:, 0, 0] = 0.25 * expected[:, 0, 0]
+    warmest = mpl.colormaps["inferno"](1.0)[:3]
+    expected[:, 0, 0] += 0.75 * torch.tensor(warmest)
+    torch.testing.assert_close(shown, expected)
+
+
+def test_overlay_does_not_depend_on_the_scale():
+    image, saliency = torch.rand(3, 4, 4), torch.rand(1, 4, 4)
+    once, twice = (overlay_saliency(image, k * saliency) for k in (1, 2))
+    torch.testing.assert_close(once, twice)
+    assert torch.equal(overlay_saliency(image, -saliency), image)
+
+
+def comparison():
+    names = ("images", "original", "masked")
+    parts = {name: torch.rand(2, 3, HEIGHT, WIDTH) for name in names}
+    return parts | {"saliency": torch.rand(2, 1, HEIGHT, WIDTH)}
+
+
+def test_a_comparison_shows_its_three_columns():
+    parts = comparison()
+    figure = plot_comparison(**parts, captions=["a $1", "b"], title="Fig. 9")
+    axes = np.array(figure.axes).reshape(2, 3)
+    for row in range(2):
+        overlaid = overlay_saliency(parts["images"][row], parts["saliency"][row])
+        for column, expected in enumerate(
+            (overlaid, parts["original"][row], parts["masked"][row])
+        ):
+            shown = pixels(axes[row, column])
+            torch.testing.assert_close(shown, as_shown(expected))
+    assert [ax.get_xlabel() for ax in axes[:, 0]] == ["a $1", "b"]
+    assert figure.get_suptitle() == "Fig. 9"
+    figure.canvas.draw()
+
+
+def test_channels_show_their_inversion_and_examples():
+    inversions = torch.rand(2, 3, HEIGHT, WIDTH)
+    examples = [torch.rand(3, 3, 4, 4), torch.rand(1, 1, 5, 5)]
+    figure = plot_class_channels(
+        inversions,
+        examples,
+        captions=["cat", "dog"],
+        example_captions=[["1", "2", "3"], ["4"]],
+    )
+    axes = np.array(figure.axes).reshape(2, 4)
+    torch.testing.assert_close(pixels(axes[1, 0]), as_shown(inversions[1]))
+    torch.testing.assert_close(pixels(axes[0, 3]), as_shown(examples[0][2]))
+    torch.testing.assert_close(pixels(axes[1, 1]), as_shown(examples[1][0]))
+    assert [ax.get_xlabel() for ax in axes[0]] == ["cat", "1", "2", "3"]
+    assert [len(ax.images) for ax in axes[1]] == [1, 1, 0, 0]
+    assert not axes[1, 2].axison
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": torch.rand(2, 2, 6, 8)},
+            r"images must have shape \(N, 1 or 3, H, W",
+        ),
+        (
+            {"masked": torch.rand(2, 3, 6, 7)},
+            r"masked must have the shape of images, \(",
+        ),
+        (
+            {"original": torch.rand(1, 3, 6, 8)},
+            "original must have the shape of images",
+        ),
+        (
+            {"saliency": torch.rand(2, 3, 6, 8)},
+            r"saliency must have shape \(2, 1, 6, 8",
+        ),
+        ({"captions": ["a"]}, "captions must be one for each of 2 images, got 1"),
+    ],
+)
+def test_a_comparison_that_does_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plot_comparison(**comparison() | changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"examples": []}, "examples must be given for each of 1 channels, got 0"),
+        ({"examples": [torch.rand(3, 8, 8)]}, r"examples must have shape \(N, 1 or 3"),
+        ({"captions": []}, "captions must be one for each of 1 images, got 0"),
+        ({"example_captions": [["a"]]}, "example_captions must be one for each of 2"),
+        ({"example_captions": []}, "example_captions must be given for each of 1"),
+    ],
+)
+def test_channels_that_do_not_fit(options, message):
+    options = {"examples": [torch.rand(2, 3, 8, 8)]} | options
+    with pytest.raises(ValueError, match=message):
+        plot_class_channels(torch.rand(1, 3, 8, 8), **options)

@@ -128,6 +128,8 @@ class ChannelSolver:
             learning_rate=self.learning_rate,
             edge=0.0,
             softness=self.softness,
+            first_area=0.0,
+            flat_background=False,
             jitter=0.0,
             time_limit=self.time_limit,
         )

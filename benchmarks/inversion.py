@@ -2,6 +2,7 @@
 
     python benchmarks/inversion.py compare    # Fig. 9: images, inverted with a mask
     python benchmarks/inversion.py classes    # Fig. 10: the channel of each class
+    python benchmarks/inversion.py report     # what was measured into docs/inversion.md
     python benchmarks/inversion.py all
 
 EfficientNet-Lite0, images of ``$CAPTUM_EXTREMAL_DATA``. `compare` takes pictures of
@@ -21,17 +22,23 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import measuring
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_extremal import ClassChannels, ExcitingImages, FeatureInversion, ImagePrior
+from captum_extremal import (
+    ChannelExtremalPerturbation,
+    ClassChannels,
+    ExcitingImages,
+    FeatureInversion,
+    ImagePrior,
+)
 from captum_extremal.models import LoadedModel, load_demo
 from captum_extremal.visualization import plot_class_channels, plot_comparison
 
@@ -53,62 +60,6 @@ SHOWN_EXAMPLES = 4
 MAX_BYTES = 300_000
 
 
-def channel_masks(
-    model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor, areas: list[int]
-) -> Tensor:
-    """Masks that keep a number of channels: the first by activation x gradient.
-
-    Args:
-        model: Images -> scores (N, classes).
-        layer: Gives (N, K, H, W).
-        inputs: (N, 3, H, W).
-        target: The class of each image, (N,).
-        areas: Numbers of channels to keep.
-
-    Returns:
-        0 or 1 for each channel, (N, A, K).
-    """
-    outputs: list[Tensor] = []
-
-    def watch(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_())
-        return outputs[0]
-
-    handle = layer.register_forward_hook(watch)
-    try:
-        scores = model(inputs).gather(1, target[:, None]).sum()
-    finally:
-        handle.remove()
-    (gradient,) = torch.autograd.grad(scores, outputs)
-    worth = (outputs[0].detach() * gradient).sum(dim=(2, 3))
-    rank = worth.argsort(dim=1, descending=True).argsort(dim=1)
-    return (rank[:, None] < torch.tensor(areas)[None, :, None]).float()
-
-
-@contextmanager
-def masked(layer: nn.Module, masks: Tensor) -> Iterator[None]:
-    """The layer's channels times (N, K)."""
-    handle = layer.register_forward_hook(
-        lambda _module, _inputs, output: output * masks[:, :, None, None]
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def scores_of(
-    model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor, masks: Tensor
-) -> Tensor:
-    """The target's score under each mask (N, A, K), (N, A)."""
-    found = []
-    for area in range(masks.shape[1]):
-        with masked(layer, masks[:, area]):
-            found.append(model(inputs).gather(1, target[:, None]))
-    return torch.cat(found, dim=1)
-
-
 def smallest_sufficient(
     model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, list[int]]:
@@ -117,19 +68,25 @@ def smallest_sufficient(
     All channels where fewer do not keep the score, which counts as kept from 99.9 % of
     it on, for the model's own rounding.
     """
-    with torch.no_grad():
-        full = model(inputs).gather(1, target[:, None])
     num_channels = FeatureInversion(model, layer).activations(inputs[:1]).shape[1]
     areas = [area for area in AREAS if area < num_channels] + [num_channels]
-    masks = channel_masks(model, layer, inputs, target, areas)
-    kept = scores_of(model, layer, inputs, target, masks) >= 0.999 * full
-    kept[:, -1] = True
-    first = kept.int().argmax(dim=1)
-    chosen = masks[torch.arange(len(masks)), first]
+    # Its modules run in a row: in a chain those before the layer are skipped.
+    chain = nn.Sequential(*model.children())
+    with torch.no_grad():
+        torch.testing.assert_close(chain(inputs), model(inputs))
+    method = ChannelExtremalPerturbation(chain, layer)
+    result = method.optimize(inputs, target, areas)
+    assert isinstance(result.masks, Tensor)
+    assert isinstance(result.input_score, Tensor)
+    counts = result.smallest_sufficient_count(0.999 * result.input_score)
+    counts = [int(count) for count in counts.nan_to_num(num_channels).tolist()]
+    last = [areas.index(count) for count in counts]
+    chosen = result.masks[torch.arange(len(last)), torch.tensor(last)]
     means = [
-        mask[: last + 1].mean(dim=0) for mask, last in zip(masks, first, strict=True)
+        mask[: place + 1].mean(dim=0)
+        for mask, place in zip(result.masks, last, strict=True)
     ]
-    return chosen, torch.stack(means), [areas[place] for place in first.tolist()]
+    return chosen, torch.stack(means), counts
 
 
 def data() -> Path:
@@ -319,18 +276,67 @@ def classes(loaded: LoadedModel, iterations: int) -> None:
     )
 
 
+def report() -> None:
+    """Tables of what was measured into the docs."""
+    page = HERE.parent / "docs" / "inversion.md"
+    measured = {
+        name: json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        for name in ("compare", "classes")
+    }
+    compared = measured["compare"]
+    probabilities = compared["probability of the class"]
+    rows = [
+        [
+            name,
+            str(count),
+            *(f"{probabilities[kind][place]:.2f}" for kind in probabilities),
+        ]
+        for place, (name, count) in enumerate(
+            zip(
+                compared["pictures"],
+                compared["channels that keep the score"],
+                strict=True,
+            )
+        )
+    ]
+    header = ["picture", "channels that keep the score"]
+    header += [f"probability: {kind}" for kind in probabilities]
+    text = measuring.fill_in(
+        page.read_text("utf-8"), "compare", measuring.table(header, rows)
+    )
+    rows = [
+        [
+            name,
+            str(found["pictures"]),
+            ", ".join(map(str, found["channels that keep the score"])),
+            str(found["channel"]),
+            f"{found['its mean mask']:.2f}",
+            str(found["others with that mean"]),
+        ]
+        for name, found in measured["classes"]["classes"].items()
+    ]
+    header = ["class", "pictures", "channels that keep the score", "k*", "its mean"]
+    header += ["others with that mean"]
+    text = measuring.fill_in(text, "classes", measuring.table(header, rows))
+    page.write_text(text, "utf-8")
+    click.echo(text)
+
+
 @click.command(context_settings={"show_default": True})
-@click.argument("what", type=click.Choice(["compare", "classes", "all"]))
+@click.argument("what", type=click.Choice(["compare", "classes", "report", "all"]))
 @click.option("--layer", default=COMPARED_LAYER, help="Of Fig. 9.")
 @click.option("--iterations", default=256)
 def main(what: str, layer: str, iterations: int) -> None:
     """Make the figures of Section 5."""
     torch.set_num_threads(1)
-    loaded = load_demo()
-    if what != "classes":
+    if what != "report":
+        loaded = load_demo()
+    if what in ("compare", "all"):
         compare(loaded, layer, iterations)
-    if what != "compare":
+    if what in ("classes", "all"):
         classes(loaded, iterations)
+    if what in ("report", "all"):
+        report()
 
 
 if __name__ == "__main__":

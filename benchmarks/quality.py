@@ -427,6 +427,9 @@ def paired_table(
     """Differences of two methods on the same images, with intervals."""
     shared = shared_by(records, [name, against])
     unseen = np.array([image in held_out for image in shared])
+    part = f"on the {unseen.sum()} held out"
+    if not unseen.any():
+        unseen, part = ~unseen, "and its interval"
     rows = []
     for score, text in SCORES.items():
         ours, theirs = (
@@ -450,7 +453,7 @@ def paired_table(
         name,
         against,
         "difference",
-        f"on the {unseen.sum()} held out [95 %]",
+        f"{part} [95 %]",
         "lower by more than 0.3",
     ]
     return measuring.table(header, rows)

@@ -2,14 +2,15 @@
 
 `read` runs the model once and keeps what the layer takes in or gives out; within
 `overwritten` the layer passes on what it is told to instead. What stands before the
-layer then computes for nothing. Where that is provably so, it is passed over:
+layer then computes for nothing, and is passed over where that is safe:
 
 A child of an `nn.Sequential` hands its output to the next child and to nobody else. So
 the children before the layer, and before each `nn.Sequential` that holds it, compute
 nothing that outlives the overwriting, provided that these containers run as they are
-written, that each module is called once, that none of them has hooks, and that none
-changes the first container's input in place. All of it is looked at while the layer is
-read (`_Skippable`); if anything is otherwise, everything runs as usual.
+written, that each module is called once and that none of them has hooks (`_Skippable`).
+What cannot be seen from there, such as a module that keeps something for a later one,
+`compare` finds: the outputs with and without passing over must agree on rows that were
+not read. If anything is otherwise, everything runs as usual.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel.scatter_gather import scatter
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 _HOOKS = (
@@ -84,6 +86,33 @@ class Layer:
         if any(len(part) != len(parts[0]) for part in parts):
             raise ValueError("layer must give the same number of tensors at each call")
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+    def compare(self, forward: Callable[[], object], *values: Tensor) -> None:
+        """Pass over nothing from now on, unless the model gives the same either way.
+
+        Args:
+            forward: Runs the model on other rows than were read last, or in another
+                order, so that nothing which a module kept from then can fit.
+            values: What the layer is to pass on, one for each of its tensors.
+        """
+        modules = self._skippable.modules
+        if not modules:
+            return
+        self.values = values
+        try:
+            short = self._outputs(forward)
+        except Exception:  # the model's own, of any kind
+            short = None
+        self._skippable.modules = []
+        if short is not None and _agree(short, self._outputs(forward)):
+            self._skippable.modules = modules
+
+    def _outputs(self, forward: Callable[[], object]) -> list[object]:
+        """The tensors and numbers that the model gives while it is overwritten."""
+        with self.overwritten(), torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            leaves: list[object] = tree_leaves(forward())
+        return [x.clone() if isinstance(x, Tensor) else x for x in leaves]
 
     def _read_once(self, forward: Callable[[], object]) -> tuple[Tensor, ...]:
         found: list[tuple[Tensor, ...]] = []
@@ -192,8 +221,10 @@ class _Skippable:
             self.modules += siblings[: siblings.index(child)]
             self.containers.append(parent)
             child = parent
-        self.first = child  # the outermost: its input alone is seen by others
-        if not self.containers or not all(map(_is_bare, self._all())):
+        bare = all(map(_is_bare, self._all())) and not any(_global_hooks())
+        if at_input and layer._forward_pre_hooks:  # noqa: SLF001
+            bare = False
+        if not self.containers or not bare:
             self.modules = []
 
     def _all(self) -> list[nn.Module]:
@@ -202,26 +233,19 @@ class _Skippable:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look at a forward: skip nothing that is not called once or acts in place."""
-        calls = dict.fromkeys([*self.modules, *self.containers], 0)
-        versions: list[tuple[Tensor, int]] = []
+        """Look at a forward: skip nothing that is not called once."""
+        expected = [*self.modules, *self.containers]
+        called: list[nn.Module] = []
 
-        def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-            calls[module] += 1
-            if module is self.first:
-                versions.extend(
-                    (arg, arg._version)  # noqa: SLF001
-                    for arg in args
-                    if isinstance(arg, Tensor) and not arg.is_inference()
-                )
+        def count(module: nn.Module, _args: object) -> None:
+            called.append(module)
 
         with ExitStack() as stack:
-            for module in calls if self.modules else ():
+            for module in expected if self.modules else ():
                 handle: RemovableHandle = module.register_forward_pre_hook(count)
                 stack.callback(handle.remove)
             yield
-        changed = any(tensor._version != before for tensor, before in versions)  # noqa: SLF001
-        if changed or any(number != 1 for number in calls.values()):
+        if sorted(map(id, called)) != sorted(map(id, expected)):
             self.modules = []
 
     @contextmanager
@@ -240,6 +264,25 @@ def _hand_on(*args: Any, **_: Any) -> Any:  # noqa: ANN401
     return args[0]
 
 
+def _agree(first: list[object], second: list[object]) -> bool:
+    """Whether outputs are the same but for what a device may round."""
+    return len(first) == len(second) and all(
+        isinstance(b, Tensor)
+        and a.shape == b.shape
+        and torch.allclose(a, b.to(a.dtype), rtol=1e-4, atol=1e-6, equal_nan=True)
+        if isinstance(a, Tensor)
+        else a == b
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _global_hooks() -> list[Any]:
+    """Hooks that are registered for every module there is."""
+    module = torch.nn.modules.module
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks")
+    return [hooks for name in names if (hooks := getattr(module, name, None))]
+
+
 def _parents(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """The parent of each module; none for a module with several."""
     found: dict[nn.Module, nn.Module] = {}
@@ -254,8 +297,13 @@ def _parents(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it hands each child's output to the next child alone."""
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return not scripted and type(module).forward is nn.Sequential.forward
+    kind = type(module)
+    return (
+        not isinstance(module, torch.jit.ScriptModule)
+        and getattr(kind, "forward", None) is nn.Sequential.forward
+        and getattr(kind, "__iter__", None) is nn.Sequential.__iter__
+        and kind.__call__ is nn.Module.__call__
+    )
 
 
 def _is_bare(module: nn.Module) -> bool:

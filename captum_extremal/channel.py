@@ -393,6 +393,12 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
                 ]
             )
             dim = _check_activations(activations, num_images, channel_dim)
+            # In another order and number than any part that was read.
+            others = torch.cat([rows.flip(0), rows[:1]])[-batch:]
+            layer.compare(
+                lambda: forward(tuple(t[others] for t in tensors), others),
+                *(activation[others] / 2 for activation in activations),
+            )
             reward = reward_of_rows(
                 self.forward_func,
                 self.reward,
@@ -465,6 +471,8 @@ def _check_activations(
                 f"an activation of shape {shape}"
             )
         last = len(shape) - 1
+        if last < 1:
+            raise ValueError(f"layer must give channels, got values of shape {shape}")
         if not (1 <= dim <= last or -last <= dim <= -1):
             raise ValueError(
                 f"channel_dim must lie in [1, {last}] or [-{last}, -1] for an "

@@ -194,6 +194,7 @@ class ChannelResult:
             The same result, on the CPU.
 
         Raises:
+            OSError: If there is no such file, or it cannot be read.
             ValueError: If the file is not one of `save`.
         """
         try:

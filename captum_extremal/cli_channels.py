@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,7 +42,7 @@ def _parse_areas(
     del context, option
     parts = [part.strip() for part in value.split(",")]
     try:
-        numbers = [int(part) if part.isdigit() else float(part) for part in parts]
+        numbers = [float(p) if set(p) & set(".eEnN") else int(p) for p in parts]
     except ValueError:
         raise click.UsageError(
             f"--areas: must be numbers with commas between, got {value!r}"
@@ -163,7 +164,12 @@ def channels(
     shown, inputs = loaded.preprocess(picture)
     network = loaded.model.to(torch.device(device))
     inputs = inputs[None].to(torch.device(device))
-    outputs = outputs_of(network, inputs)
+    with _watched(module, search["layer_input"]) as seen:
+        outputs = outputs_of(network, inputs)
+    if seen and isinstance(seen[-1], tuple) and len(seen[-1]) > 1:
+        raise click.UsageError(
+            f"--layer must give one tensor, got {len(seen[-1])} of them"
+        )
     chosen = int(outputs.argmax())
     if target is not None:
         chosen = target_index(target, loaded.labels, outputs.shape[1])
@@ -184,6 +190,20 @@ def channels(
         click.echo(f"wrote {path}")
 
 
+@contextmanager
+def _watched(module: nn.Module, at_input: bool) -> Iterator[list[object]]:
+    """What a layer takes in or gives out."""
+    seen: list[object] = []
+    if at_input:
+        handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    else:
+        handle = module.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def _module(model: nn.Module, name: str) -> nn.Module:
     """The layer of a name, or an error with names that are close."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -191,7 +211,7 @@ def _module(model: nn.Module, name: str) -> nn.Module:
     if name in modules:
         return modules[name]
     close = difflib.get_close_matches(name, modules, n=5)
-    close += [key for key in modules if name and name in key]
+    close += [key for key in modules if name and (name in key or key in name)]
     close = list(dict.fromkeys(close))
     hint = f"; close: {', '.join(close[:5])}" if close else ""
     raise click.UsageError(
@@ -212,7 +232,11 @@ class _Found:
         result = self.result
         a_star = float(result.smallest_sufficient_count()[0])
         yield _ROW.format("channels", "kept", "removed", "p(kept)", "")
-        order = sorted(range(len(result.counts)), key=result.counts.__getitem__)
+        # Of areas that come to the same count the first, whose mask is as good.
+        places = {
+            count: place for place, count in reversed([*enumerate(result.counts)])
+        }
+        order = [place for _, place in sorted(places.items())]
         for place in order:
             count = result.counts[place]
             yield _ROW.format(
@@ -267,13 +291,12 @@ def _search(
             seed=seed,
             show_progress=True,
         )
+    except TypeError as error:
+        raise click.UsageError(f"--layer: {error}") from error
     except SearchInterrupted as interrupt:
         click.echo("stopped early: these are the channels found until now", err=True)
         result = interrupt.result
-    if isinstance(result.masks, tuple):
-        raise click.UsageError(
-            f"--layer must give one tensor, got {len(result.masks)} of them"
-        )
+    assert isinstance(result.masks, Tensor)
     judge = ChannelExtremalPerturbation(
         method.forward_func,
         method.layer,

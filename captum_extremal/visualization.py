@@ -236,14 +236,14 @@ def _channel_maps(result: ChannelResult, index: int) -> list[tuple[str, Tensor |
     if activation.dim() != 3:
         return maps
     masks = result.masks[index].detach().float().cpu()
-    counts = torch.tensor(result.counts)
     a_star = float(result.smallest_sufficient_count()[index])
-    place = int((counts == a_star).float().argmax())
     name = f"a* = {a_star:.0f} channels"
+    chosen = None
     if math.isnan(a_star):
-        place = int(counts.argmax())
-        name = f"{counts[place]} channels"
-    maps.append((name, (masks[place][:, None, None] * activation).sum(dim=0)))
+        place = max(range(len(result.counts)), key=result.counts.__getitem__)
+        chosen = result.masks[:, place]
+        name = f"{result.counts[place]} channels"
+    maps.append((name, result.saliency(chosen)[index].detach().float().cpu()))
     kept_by = masks.mean(dim=0)
     for channel in kept_by.argsort(descending=True, stable=True)[:_CHANNELS].tolist():
         if kept_by[channel] > 0:

@@ -480,7 +480,8 @@ def test_everything_stays_as_it_was_when_the_model_fails(at):
     before = everything(model, inputs)
     with pytest.raises(ZeroDivisionError, match="out of order"):
         method.attribute(inputs, 0, (1, 2))
-    assert tail.calls == at + 1
+    # A failure in the trial without the front (the second) is met again with it.
+    assert tail.calls == at + 1 + (at == 1)
     tail.calls = 0
     assert everything(model, inputs) == before
 

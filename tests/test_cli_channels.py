@@ -94,6 +94,7 @@ def test_options_reach_the_search(run, tmp_path):
         ("feature.9", "; close: features.9"),
         ("features9", "; close: features.9"),
         ("squeeze_activation", "; close: features."),
+        ("model.features.9", "; close: features.9"),
         ("zzz", ""),
         ("", ""),
     ],
@@ -111,6 +112,7 @@ def test_a_layer_that_does_not_exist(run, tmp_path, layer, hint):
     ("option", "text"),
     [
         ("--areas=one", "--areas: must be numbers with commas between, got 'one'"),
+        ("--areas=+2.5", "--areas: area must lie in (0, 1], got 2.5"),
         ("--areas=0", "--areas: area must be at least 1 channel, got 0"),
         ("--areas=1.5", "--areas: area must lie in (0, 1], got 1.5"),
         ("--areas=9999", "area must be at most the layer's 384 channels, got 9999"),
@@ -123,3 +125,11 @@ def test_a_bad_option_is_one_line(run, option, text):
     done = run(option)
     assert done.exit_code == 2
     assert text in done.output.replace("\n", " ")
+
+
+def test_areas_of_one_count_are_one_row(run):
+    done = run("--areas=1,0.001,0.002,+2")
+    assert done.exit_code == 0, done.output
+    rows = re.findall(r"^ +(\d+) +-?[\d.]+ +-?[\d.]+ +[\d.]+", done.output, re.M)
+    assert [int(row) for row in rows] == [1, 2]
+    assert len(re.findall(r"^1: ", done.output, re.M)) == 1

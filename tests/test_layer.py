@@ -58,13 +58,13 @@ def everywhere(monkeypatch):
 
 
 @pytest.mark.parametrize("at_input", [False, True])
-def test_the_front_of_a_chain_runs_once_and_the_result_is_the_same(
+def test_the_front_of_a_chain_runs_twice_and_the_result_is_the_same(
     monkeypatch, at_input
 ):
     model = chain()
     found = optimize(model, model[1][1], at_input)
-    # Once: to read the layer.
-    assert [model[0][0].calls, model[1][0].calls] == [1, 1]
+    # To read the layer, and to compare.
+    assert [model[0][0].calls, model[1][0].calls] == [2, 2]
     everywhere(monkeypatch)
     expected = optimize(model, model[1][1], at_input)
     assert model[0][0].calls > 5
@@ -84,7 +84,7 @@ def test_part_of_a_chain_inside_another_model(monkeypatch):
 
     model = Model()
     found = optimize(model, model.body[1][1])
-    assert model.body[0][0].calls == 1
+    assert model.body[0][0].calls == 2  # to read the layer, and to compare
     assert model.stem.calls > 5
     everywhere(monkeypatch)
     same(found, optimize(model, model.body[1][1]))
@@ -158,7 +158,7 @@ def test_a_container_with_a_forward_of_its_own_is_not_passed_over():
     optimize(model, model[0][1][1])
     # The inner chain of the second container alone.
     assert model[0][0][0].calls > 5
-    assert model[0][1][0].calls == 1
+    assert model[0][1][0].calls == 2  # to read the layer, and to compare
 
 
 def test_shared_modules_are_not_passed_over(monkeypatch):
@@ -258,3 +258,125 @@ def test_the_order_of_memory_stays_where_a_view_needs_it():
         return model[2](hidden.view(len(hidden), -1))
 
     assert optimize(forward, model[1]).counts == (1, 2, 4)
+
+
+# --- what cannot be seen in the containers, but in the outputs ---
+
+
+class Keeps(nn.Module):
+    def forward(self, x):
+        self.kept = x
+        return x
+
+
+class Adds(nn.Module):
+    def __init__(self, keeper):
+        super().__init__()
+        self.keeper = [keeper]
+
+    def forward(self, x):
+        return x + self.keeper[0].kept
+
+
+def keeping():
+    keeper = Keeps()
+    body = nn.Conv2d(1, 6, 3), keeper, nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()
+    return nn.Sequential(*body, Adds(keeper), nn.Flatten(), nn.Linear(96, 3)), 2
+
+
+class Residual(nn.Sequential):
+    def __call__(self, x):
+        return x + super().__call__(x)
+
+
+def residual():
+    inner = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3, padding=1), nn.Tanh()
+    return nn.Sequential(Residual(*inner), nn.Flatten(), nn.Linear(36, 3)), "0.1"
+
+
+class Reversed(nn.Sequential):
+    def __iter__(self):
+        return iter(list(super().__iter__())[::-1])
+
+
+def reversed_chain():
+    inner = nn.Tanh(), nn.Conv2d(6, 6, 1), nn.Conv2d(1, 6, 3)
+    return nn.Sequential(Reversed(*inner), nn.Flatten(), nn.Linear(96, 3)), "0.1"
+
+
+class Around(nn.Module):
+    """Runs a part of its body past its hooks, or changes what the body is given."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        first = nn.ReLU(inplace=True) if kind != "called" else nn.Conv2d(1, 1, 1)
+        self.body = nn.Sequential(first, nn.Conv2d(1, 6, 3), nn.Tanh())
+        self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
+
+    def forward(self, x):
+        x = 1 * x
+        if self.kind == "keyword":
+            out = self.end(self.body(input=x))
+        else:
+            out = self.end(self.body(x))
+        if self.kind == "called":
+            x = self.body[0].forward(x)
+        return out + x.sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        keeping,
+        residual,
+        reversed_chain,
+        lambda: (Around("called"), "body.1"),
+        lambda: (Around("keyword"), "body.1"),
+        lambda: (Around("in place"), "body.1"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 4])
+def test_what_the_outputs_betray_is_not_passed_over(build, images):
+    torch.manual_seed(0)
+    model, name = build()
+    layer = model.get_submodule(str(name))
+    inputs = inputs_of(images)
+    masks = torch.ones(
+        images, 2, layer(torch.zeros(1, layer.in_channels, 6, 6)).shape[1]
+    )
+    masks[:, 0, 0] = 0
+    found, expected = (
+        ChannelExtremalPerturbation(forward, layer).evaluate(inputs, masks, 1)
+        for forward in (model, lambda x: model(x))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_hooks_before_the_layer_are_part_of_its_input():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+    project = nn.Linear(6, 6)
+    handle = model[1].register_forward_pre_hook(lambda _m, args: (project(args[0]),))
+    inputs, masks = torch.randn(4, 4), torch.ones(4, 1, 6)
+    masks[:, :, :2] = 0
+    found, expected = (
+        ChannelExtremalPerturbation(forward, model[1]).evaluate(
+            inputs, masks, 0, attribute_to_layer_input=True
+        )
+        for forward in (model, lambda x: model(x))
+    )
+    torch.testing.assert_close(found, expected)
+    handle.remove()
+
+
+def test_hooks_on_all_modules_see_every_forward():
+    model, seen = chain(), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _i, _o: seen.append(module) if module is model[0][0] else None
+    )
+    try:
+        optimize(model, model[1][1])
+    finally:
+        handle.remove()
+    assert len(seen) == model[0][0].calls > 5

@@ -210,8 +210,9 @@ class _Swaps:
             old.index_copy(0, cells, updated.unsqueeze(1)) if i == which else old
             for i, old in enumerate(self.masks)
         )
-        tried = self.tried[which][cells] + _TRIED
-        self.tried[which][cells] = torch.where(better, 0, tried)
+        self.tried[which][cells] += _TRIED
+        for tried in self.tried:  # a better mask changes what other tensors promise
+            tried[cells] = torch.where(better, 0, tried[cells])
         return True
 
     def _rewards(self, masks: Masks, cells: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class LevelSetSolver:
         (256, True)
     """
 
-    iterations: int = 90
+    iterations: int = 88
     learning_rate: float = 0.6
     edge: float = 0.018
     softness: tuple[float, float] = (1.0, 0.1)

@@ -1,6 +1,7 @@
 # make demo           explain real pictures with a real network; figures and a table
-# make test           ruff, mypy --strict, pytest with doctests and architecture checks
+# make test           ruff, mypy --strict, docs, pytest with doctests and architecture checks
 # make lint           ruff and mypy alone
+# make docs           the pages of docs/ and the API as HTML, in docs/_build/html
 # make bench          solvers and speed side by side with their peers, a few minutes
 # make test-captum08  the contract with Captum, against captum 0.8
 #
@@ -12,7 +13,7 @@ VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
 CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py
 
-.PHONY: demo test lint bench test-captum08 clean
+.PHONY: demo test lint docs bench test-captum08 clean
 
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
@@ -21,13 +22,16 @@ demo: $(VENV)
 # many times slower than one.
 demo test bench test-captum08: export OMP_NUM_THREADS := 1
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest
 
 lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+docs: $(VENV)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 # The quick modes; the docstrings of the two files tell the whole runs, which fill in the
 # tables of docs/. TorchRay's requirements are old, and nothing here needs them.
@@ -56,4 +60,4 @@ $(CAPTUM08): | $(VENV)
 	touch $@
 
 clean:
-	rm -rf .venv .captum08
+	rm -rf .venv .captum08 docs/_build

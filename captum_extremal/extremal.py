@@ -7,8 +7,6 @@ of the shape of the inputs (`attribute`).
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,7 +26,7 @@ from captum_extremal._captum import (
     like_inputs,
     progress_bar,
 )
-from captum_extremal._model import as_found, made_in_inference_mode, training_layers
+from captum_extremal._model import as_found, made_in_inference_mode, warn_of_training
 from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
@@ -369,15 +367,8 @@ class ExtremalPerturbation(PerturbationAttribution):
                 "forward_func was made inside torch.inference_mode(), so no gradient "
                 "can pass through it; create or load the model outside of it"
             )
-        layers = training_layers(self.forward_func)
-        if layers and not self._warned_of_training:
-            self._warned_of_training = True
-            warnings.warn(
-                f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-                f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
-                "batch or on chance. Call forward_func.eval() for meaningful masks",
-                stacklevel=_caller_level(),
-            )
+        if not self._warned_of_training:
+            self._warned_of_training = warn_of_training(self.forward_func)
 
     def _score(
         self,
@@ -415,15 +406,6 @@ class ExtremalPerturbation(PerturbationAttribution):
             "solver": repr(self.solver),
             "reward": getattr(self.reward, "__name__", repr(self.reward)),
         }
-
-
-def _caller_level() -> int:
-    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001
-    inside = ("captum", "captum_extremal", "contextlib")
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:

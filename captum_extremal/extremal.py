@@ -31,6 +31,7 @@ from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
+    levels_of,
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
@@ -335,31 +336,11 @@ class ExtremalPerturbation(PerturbationAttribution):
                 tensors = tuple(tensor.detach().clone() for tensor in tensors)
                 if not all(tensor.isfinite().all() for tensor in tensors):
                     raise ValueError("inputs must be finite, got NaN or infinity")
-                levels = tuple(self._levels(tensor) for tensor in tensors)
+                levels = tuple(levels_of(self.perturbation, x) for x in tensors)
             score = self._score(
                 len(tensors[0]), target, additional_forward_args, device
             )
             yield Problem(score, levels, areas, game, perturbations_per_eval)
-
-    def _levels(self, inputs: Tensor) -> Tensor:
-        """Perturbed versions of the inputs, from an object that may be the caller's."""
-        levels = self.perturbation.levels(inputs.clone())
-        count = (
-            levels.shape[1] if isinstance(levels, Tensor) and levels.dim() > 1 else 0
-        )
-        num_images, *rest = inputs.shape
-        if count < 2 or tuple(levels.shape) != (num_images, count, *rest):
-            shape = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels)
-            raise ValueError(
-                "perturbation must return levels of shape (N, L, C, *S) with L >= 2 "
-                f"for inputs {tuple(inputs.shape)}, got {shape}"
-            )
-        if levels.dtype != inputs.dtype or not torch.equal(levels[:, -1], inputs):
-            raise ValueError(
-                "perturbation must return levels of the inputs' dtype whose last one "
-                f"is the inputs themselves, got {levels.dtype} levels that differ"
-            )
-        return levels
 
     def _check_model(self) -> None:
         if made_in_inference_mode(self.forward_func):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -252,6 +255,15 @@ def test_pooling(pool, expected):
     assert_close(found, [[expected]])
 
 
+def test_neurons_that_are_repeated_win_what_their_copies_win():
+    def function(x):
+        padded = F.pad(x[:, None, None], (1, 1, 0, 0), mode="replicate")
+        repeated = padded.flatten(1)[:, [0, 1, 1, 3]].expand(1, 4)
+        return repeated.mean(1, keepdim=True)
+
+    assert_close(winners(function, [[1.0, 2.0]]), [[0.6, 0.4]])
+
+
 def test_moving_neurons_hands_on():
     def function(x):
         parts = [x[:, 2:], x[:, :2].flip(1)]
@@ -344,6 +356,7 @@ class Secret(torch.autograd.Function):
         (lambda x: x + x.exp(), "Exp"),
         (Secret.apply, "Secret"),
         (lambda x: F.batch_norm(x, None, None, training=True), "NativeBatchNorm"),
+        (lambda x: F.interpolate(x[..., None, None], 2, mode="bicubic"), "Upsample"),
         (lambda x: F.linear(torch.ones(2, 3), x), "(Mm|Addmm)"),
     ],
 )
@@ -354,7 +367,7 @@ def test_an_operation_without_rule_is_named(function, name):
     with pytest.raises(
         ValueError, match=rf"operations that have a rule, .* got {name}"
     ):
-        mwp(model, model.start, inputs)
+        mwp(model, model.start, inputs, (0, 0, 0) if name == "Upsample" else 0)
     assert traces(model, inputs) == before
 
 
@@ -425,6 +438,24 @@ def test_bad_arguments_of_the_constructor():
         ExcitationBackprop(model, "layer4")
     with pytest.raises(ValueError, match=r"device_ids must be None.* got \[0, 1\]"):
         ExcitationBackprop(model, model, [0, 1])
+
+
+def test_activations_are_free_when_it_is_done():
+    def function(x, conv, norm):
+        seen.append(weakref.ref(x))
+        x = F.relu(x)
+        x += norm(conv(x))
+        return conv(x).mean((2, 3))
+
+    seen = []
+    gc.disable()
+    try:
+        norm = nn.BatchNorm2d(3)
+        winners(function, torch.rand(1, 3, 8, 8), 0, nn.Conv2d(3, 3, 1), norm)
+        assert len(seen) == 1
+        assert seen[0]() is None
+    finally:
+        gc.enable()
 
 
 # --- whole networks ---

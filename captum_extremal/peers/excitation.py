@@ -9,26 +9,20 @@ proportion to their (non-negative) activation times weight,
     P(i \mid j) = Z_j\, a_i^+ w_{ij}^+, \qquad
     Z_j = 1 \Big/ \sum_k a_k^+ w_{kj}^+ ,
 
-with :math:`v^+ = \max(v, 0)` and :math:`Z_j = 0` where the sum is 0. With
-:math:`z_j = \sum_i a_i^+ w_{ij}^+` this is the gradient of :math:`z` given
-:math:`P(j) / z_j` from above, times :math:`a_i^+`. So each operation of the model is
-replaced by one of the same value whose backward is that (`_Excite`).
+with :math:`v^+ = \max(v, 0)` and :math:`Z_j = 0` where the sum is 0. The operations of
+the model get a backward that does this (`_rules`), and autograd walks.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from captum_extremal import _checks
 from captum_extremal._captum import (
@@ -40,9 +34,7 @@ from captum_extremal._captum import (
     select_targets,
 )
 from captum_extremal._model import as_found, made_in_inference_mode, training_layers
-
-# Non-negative activations -> their excitation of the neurons above, z of the formula.
-Total = Callable[..., Tensor]
+from captum_extremal.peers._rules import ExcitationMode, check_path, dual
 
 
 class ExcitationBackprop(LayerAttribution):
@@ -54,16 +46,21 @@ class ExcitationBackprop(LayerAttribution):
     class, the target with the weights of the model's last layer negated: what speaks
     for the class minus what speaks against it.
 
-    Rules, by the operation of PyTorch (as a module or called as a function):
+    With :math:`v^+ = \max(v, 0)`, neuron i below wins
 
-    - convolutions, ``linear``: the formula of `captum_extremal.peers.excitation`, the
-      bias left out;
+    .. math::
+        P(i) = \sum_j \frac{a_i^+ w_{ij}^+}{\sum_k a_k^+ w_{kj}^+} P(j)
+
+    of the neurons j above. By the operation of PyTorch, as a module or called as a
+    function:
+
+    - convolutions, ``linear``: that, without the bias;
     - ``batch_norm`` in evaluation mode: folded into the convolution or linear layer
       right before it; elsewhere a scaling of each channel;
     - activations (ReLU, ReLU6, SiLU and their like): a neuron below for each above,
       which takes its whole probability;
-    - max pooling: all to the largest; average pooling, means and interpolation: by
-      activation;
+    - max pooling: all to the largest; average pooling, sums, means and interpolation:
+      the formula;
     - ``+``: shared by the activations of the summands;
     - a product of activations with a parameter, a number or a smaller tensor such as
       the gates of a squeeze-excite block: the latter is a weight and gets nothing;
@@ -178,17 +175,17 @@ class ExcitationBackprop(LayerAttribution):
             with (
                 torch.no_grad(),
                 _tapped(self.layer, attribute_to_layer_input) as taps,
-                _ExcitationMode(),
+                ExcitationMode(),
             ):
                 outputs = run_forward(self.forward_func, copies, arguments)
             tap = _the_only(taps)
             with torch.enable_grad():
                 chosen = select_targets(outputs, target)
             _check_scores(chosen, len(tensors[0]))
-            _check_path(outputs, tap)
+            check_path(outputs, tap)
             probabilities = _walk(chosen, tap)
             if contrastive:
-                with _dual(outputs):
+                with dual(outputs):
                     probabilities = probabilities - _walk(chosen, tap)
         return probabilities.contiguous()
 
@@ -279,274 +276,6 @@ def _the_only(taps: list[Tensor]) -> Tensor:
     return taps[0]
 
 
-# --- the operations ---
-
-
-class _Excite(torch.autograd.Function):
-    """An operation whose backward shares probability by excitation.
-
-    Without ``total`` each neuron has one below it, which gets everything.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        operation: Callable[..., Tensor],
-        total: Total | None,
-        dual_total: Total | None,
-        *activations: Tensor,
-    ) -> Tensor:
-        ctx.total, ctx.dual_total = total, dual_total
-        if total is not None:
-            ctx.save_for_backward(*[a.clamp(min=0) for a in activations])
-        value = operation(*activations)
-        if value is activations[0]:
-            ctx.mark_dirty(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, probability: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        if ctx.total is None:
-            return None, None, None, probability
-        exact = torch.promote_types(probability.dtype, torch.float32)
-        activations = [a.to(exact) for a in ctx.saved_tensors]
-        excitation, gradients, *_ = torch.func.vjp(ctx.total, *activations)
-        shares = torch.where(excitation > 0, probability.to(exact) / excitation, 0)
-        given = gradients(shares)
-        won = [a * g for a, g in zip(activations, given, strict=True)]
-        return None, None, None, *won
-
-
-class _ExcitationMode(TorchFunctionMode):
-    """Replaces operations on what comes from the layer by those with a rule.
-
-    Any other is left to PyTorch, whose record `_check_path` then refuses.
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        if torch.is_grad_enabled():
-            # Then a tensor needs a gradient if, and only if, it comes from the layer.
-            args = tuple(map(_without_parameters, args))
-            kwargs = {name: _without_parameters(arg) for name, arg in kwargs.items()}
-        rule = _RULES.get(func)
-        if rule is None or not any(map(_followed, (*args, *kwargs.values()))):
-            return func(*args, **kwargs)
-        return rule(func, *args, **kwargs)
-
-
-def _without_parameters(argument: object) -> object:
-    if isinstance(argument, nn.Parameter):
-        return argument.detach()
-    if type(argument) is list:
-        return [_without_parameters(part) for part in argument]
-    if type(argument) is tuple:
-        return tuple(_without_parameters(part) for part in argument)
-    return argument
-
-
-def _followed(argument: object) -> bool:
-    """Whether an argument comes from the layer."""
-    return isinstance(argument, Tensor) and argument.requires_grad
-
-
-# --- the rules: a function of PyTorch and its arguments -> what it would return ---
-
-
-def _one_below_each(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    return _Excite.apply(lambda a: func(a, *args, **kwargs), None, None, input)
-
-
-def _pooled(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    def pool(activations: Tensor) -> Tensor:
-        pooled: Tensor = func(activations, *args, **kwargs)
-        return pooled
-
-    return _Excite.apply(pool, pool, None, input)
-
-
-def _weighted(
-    func: Any,  # noqa: ANN401
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *args: Any,  # noqa: ANN401
-    **kwargs: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
-    if _followed(weight):
-        return func(input, weight, bias, *args, **kwargs)
-
-    def share(operation: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-        def total(activations: Tensor, sign: int = 1) -> Tensor:
-            weights = (sign * weight).clamp(min=0).to(activations.dtype)
-            arrived: Tensor = func(activations, weights, None, *args, **kwargs)
-            return arrived
-
-        def folded(value: Tensor, scale: Tensor) -> Tensor:
-            by_output = scale.view(-1, *[1] * (weight.dim() - 1))
-            return share(lambda _: value, weight * by_output)
-
-        dual_total = partial(total, sign=-1)
-        excited: Any = _Excite.apply(operation, total, dual_total, input)
-        excited.grad_fn.folded = folded
-        return excited  # type: ignore[no-any-return]
-
-    return share(lambda a: func(a, weight, bias, *args, **kwargs), weight)
-
-
-def _batch_norm(
-    func: Any,  # noqa: ANN401
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Any:  # noqa: ANN401
-    def normalise(a: Tensor) -> Tensor:
-        normal: Tensor = func(
-            a, running_mean, running_var, weight, bias, training, momentum, eps
-        )
-        return normal
-
-    if training or running_var is None:
-        return normalise(input)
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    folded = getattr(input.grad_fn, "folded", None)
-    if folded:
-        return folded(normalise(input.detach()), scale)
-    positive = scale.clamp(min=0).view(-1, *[1] * (input.dim() - 2))
-    return _Excite.apply(normalise, lambda a: a * positive.to(a.dtype), None, input)
-
-
-def _sum(func: Any, input: Any, other: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401
-    tensors = isinstance(input, Tensor) and isinstance(other, Tensor)
-    if tensors and alpha >= 0:
-        add = partial(func, alpha=alpha)
-        return _Excite.apply(add, partial(torch.add, alpha=alpha), None, input, other)
-    if _followed(input) and not tensors:  # a number is a bias
-        return _Excite.apply(partial(func, other=other, alpha=alpha), None, None, input)
-    return func(input, other, alpha=alpha)
-
-
-def _product(func: Any, input: Any, other: Any) -> Any:  # noqa: ANN401
-    first, second = _followed(input), _followed(other)
-    if first and second and input.numel() != other.numel():
-        first = input.numel() > other.numel()
-        second = not first
-    if first == second or (second and func is Tensor.mul_):
-        return func(input, other)
-    activations, weight = (input, other) if first else (other, input)
-    weight = torch.as_tensor(weight, device=activations.device).detach()
-    positive = weight.clamp(min=0)
-    return _Excite.apply(
-        lambda a: func(a, weight), lambda a: a * positive.to(a.dtype), None, activations
-    )
-
-
-def _dropout(
-    func: Any,  # noqa: ANN401
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Any:  # noqa: ANN401
-    return func(input, p, training, inplace) if training else input
-
-
-def _by_name(rule: Callable[..., Any], names: str) -> dict[Any, Callable[..., Any]]:
-    """The rule under each function or method of PyTorch that has one of the names."""
-    homes = (torch, F, Tensor)
-    found = [getattr(home, name, None) for name in names.split() for home in homes]
-    return {func: rule for func in found if func is not None}
-
-
-_RULES: dict[Any, Callable[..., Any]] = {
-    **_by_name(_weighted, "conv1d conv2d conv3d linear"),
-    F.batch_norm: _batch_norm,
-    **_by_name(_sum, "add add_"),
-    **_by_name(_product, "mul mul_ multiply"),
-    **_by_name(
-        _pooled,
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d mean sum "
-        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate",
-    ),
-    **_by_name(
-        _one_below_each,
-        "relu relu_ relu6 leaky_relu elu celu selu gelu silu mish softplus hardtanh "
-        "hardswish sigmoid sigmoid_ hardsigmoid tanh tanh_ clamp clamp_",
-    ),
-    **_by_name(_dropout, "dropout dropout1d dropout2d dropout3d feature_alpha_dropout"),
-}
-
-# Operations of PyTorch that only move neurons: their gradient hands probability on.
-_MOVES = {
-    "AccumulateGrad", "Alias", "Cat", "Clone", "ConstantPadNd", "Expand", "Flip",
-    "Permute", "PixelShuffle", "ReshapeAlias", "Roll", "Select", "Slice", "Split",
-    "SplitWithSizes", "Squeeze", "Stack", "ToCopy", "Transpose", "Unbind",
-    "UnsafeSplit", "UnsafeView", "Unsqueeze", "View", "T", "_Excite",
-}  # fmt: skip
-
-
-# --- the walk ---
-
-
-def _check_path(outputs: Tensor, tap: Tensor) -> None:
-    """Everything between layer and output has a rule, and there is something."""
-    queue: list[Any] = [outputs.grad_fn] if outputs.requires_grad else []
-    seen = set()
-    while queue:
-        node = queue.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        name = re.sub(r"^.*::|Backward\d*$", "", node.name())
-        if name not in _MOVES:
-            raise ValueError(
-                "forward_func must go from layer to its output by operations that "
-                f"have a rule, which ExcitationBackprop lists, got {name}"
-            )
-        queue += _below(node)
-    if not any(getattr(node, "variable", None) is tap for node in seen):
-        raise ValueError(
-            "layer must lead to the output of forward_func by operations that need "
-            "not be hidden from gradients, got an output that does not depend on it"
-        )
-
-
-def _below(node: Any) -> list[Any]:  # noqa: ANN401
-    return [below for below, _ in node.next_functions if below is not None]
-
-
 def _walk(chosen: Tensor, tap: Tensor) -> Tensor:
     (probabilities,) = torch.autograd.grad(chosen.sum(), tap, retain_graph=True)
     return probabilities
-
-
-@contextmanager
-def _dual(outputs: Tensor) -> Iterator[None]:
-    """Negate the weights of the model's last layer, for a walk."""
-    node: Any = outputs.grad_fn
-    while getattr(node, "dual_total", None) is None:
-        below = _below(node)
-        if len(below) != 1:
-            raise ValueError(
-                "contrastive must be False unless everything from layer to the output "
-                "goes through a last linear layer or convolution, got a model in which "
-                f"{node.name()} comes first"
-            )
-        (node,) = below
-    node.total, node.dual_total = node.dual_total, node.total
-    try:
-        yield
-    finally:
-        node.total, node.dual_total = node.dual_total, node.total

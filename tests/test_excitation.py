@@ -442,8 +442,8 @@ def test_bad_arguments_of_the_constructor():
 
 def test_activations_are_free_when_it_is_done():
     def function(x, conv, norm):
-        seen.append(weakref.ref(x))
         x = F.relu(x)
+        seen.append(weakref.ref(x))
         x += norm(conv(x))
         return conv(x).mean((2, 3))
 

@@ -13,8 +13,7 @@ which `check_path` looks through before anything is walked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -295,9 +294,11 @@ def _below(node: Any) -> list[Any]:  # noqa: ANN401
     return [below for below, _ in node.next_functions if below is not None]
 
 
-@contextmanager
-def dual(outputs: Tensor) -> Iterator[None]:
-    """Negate the weights of the model's last layer, for a walk."""
+def negate_last_weights(outputs: Tensor) -> None:
+    """Let the walks to come start at the dual class: the last layer's weights negated.
+
+    In the record of this forward alone; the model stays as it is.
+    """
     node: Any = outputs.grad_fn
     while getattr(node, "dual_total", None) is None:
         below = _below(node)
@@ -308,8 +309,4 @@ def dual(outputs: Tensor) -> Iterator[None]:
                 f"{node.name()} comes first"
             )
         (node,) = below
-    node.total, node.dual_total = node.dual_total, node.total
-    try:
-        yield
-    finally:
-        node.total, node.dual_total = node.dual_total, node.total
+    node.total = node.dual_total

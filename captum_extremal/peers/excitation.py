@@ -34,7 +34,7 @@ from captum_extremal._captum import (
     select_targets,
 )
 from captum_extremal._model import as_found, made_in_inference_mode, training_layers
-from captum_extremal.peers._rules import ExcitationMode, check_path, dual
+from captum_extremal.peers._rules import ExcitationMode, check_path, negate_last_weights
 
 
 class ExcitationBackprop(LayerAttribution):
@@ -185,8 +185,8 @@ class ExcitationBackprop(LayerAttribution):
             check_path(outputs, tap)
             probabilities = _walk(chosen, tap)
             if contrastive:
-                with dual(outputs):
-                    probabilities = probabilities - _walk(chosen, tap)
+                negate_last_weights(outputs)
+                probabilities = probabilities - _walk(chosen, tap)
         return probabilities.contiguous()
 
     def attribute_future(self) -> NoReturn:

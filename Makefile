@@ -11,7 +11,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
-CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py
+CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py \
+	tests/test_peers_contract.py tests/test_excitation.py
 
 .PHONY: demo test lint docs bench test-captum08 clean
 

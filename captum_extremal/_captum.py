@@ -146,3 +146,36 @@ def forward_of_rows(
         return outputs, take_rows(fast_target, examples, num_examples)
 
     return forward
+
+
+def score_of_rows(
+    forward_func: Callable[..., Tensor],
+    num_examples: int,
+    target: Target,
+    additional_forward_args: object,
+    device: torch.device,
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """Perturbed inputs and the example of each row -> the target's score of each row.
+
+    The scores are of the outputs' dtype, at least float32.
+    """
+    check_target(target, num_examples)
+    forward = forward_of_rows(
+        forward_func, target, additional_forward_args, num_examples, device
+    )
+
+    def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        outputs, chosen = forward(inputs, images)
+        return _one_score_each(select_targets(outputs, chosen), len(images))
+
+    return score
+
+
+def _one_score_each(scores: Tensor, count: int) -> Tensor:
+    if scores.numel() != count:
+        raise ValueError(
+            "forward_func and target must give one score per example: expected shape "
+            f"({count},), got {tuple(scores.shape)}"
+        )
+    scores = scores.reshape(count)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

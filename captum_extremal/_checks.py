@@ -129,6 +129,21 @@ def check_non_negative(name: str, value: float) -> float:
     return number
 
 
+def check_fraction(name: str, value: float) -> float:
+    """A number strictly between 0 and 1, returned as a float.
+
+    Example:
+        >>> check_fraction("probability", 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: probability must lie in (0, 1), got 1
+    """
+    number = _number(name, value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must lie in (0, 1), got {value}")
+    return number
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_described(value)}")

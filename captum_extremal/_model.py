@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,28 @@ import torch
 from torch import Tensor, nn
 
 _CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
+
+
+def warn_of_training(forward_func: Callable[..., Any]) -> bool:
+    """Whether the model is in training mode and that matters; if so, a warning."""
+    layers = training_layers(forward_func)
+    if layers:
+        warnings.warn(
+            f"forward_func is in training mode (layers {', '.join(layers[:3])}"
+            f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
+            "batch or on chance. Call forward_func.eval() for meaningful masks",
+            stacklevel=_caller_level(),
+        )
+    return bool(layers)
+
+
+def _caller_level() -> int:
+    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001
+    inside = ("captum", "captum_extremal", "contextlib")
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def training_layers(forward_func: Callable[..., Any]) -> list[str]:
@@ -47,6 +71,15 @@ def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
         return False
     state = itertools.chain(model.parameters(), model.buffers())
     return any(tensor.is_inference() for tensor in state)
+
+
+def check_differentiable(forward_func: Callable[..., Any]) -> None:
+    """Refuse a model through which no gradient can ever pass."""
+    if made_in_inference_mode(forward_func):
+        raise RuntimeError(
+            "forward_func was made inside torch.inference_mode(), so no gradient "
+            "can pass through it; create or load the model outside of it"
+        )
 
 
 @contextmanager

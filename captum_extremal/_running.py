@@ -6,8 +6,6 @@ the same, whatever the masks are laid on.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor
 
 from captum_extremal._captum import Target, forward_of_rows, progress_bar
-from captum_extremal._model import made_in_inference_mode, training_layers
 from captum_extremal.rewards import Reward
 from captum_extremal.solvers import Problem, Solution, Solver
 from captum_extremal.solvers.anytime import Ended
@@ -44,37 +41,6 @@ class SearchInterrupted(KeyboardInterrupt):
     def __init__(self, result: Any) -> None:  # noqa: ANN401
         super().__init__("the search was interrupted; its masks are in .result")
         self.result = result
-
-
-def check_differentiable(forward_func: Callable[..., Any]) -> None:
-    """Refuse a model through which no gradient can ever pass."""
-    if made_in_inference_mode(forward_func):
-        raise RuntimeError(
-            "forward_func was made inside torch.inference_mode(), so no gradient "
-            "can pass through it; create or load the model outside of it"
-        )
-
-
-def warn_of_training(forward_func: Callable[..., Any]) -> bool:
-    """Warn of a model whose scores depend on the batch or on chance; whether it is."""
-    layers = training_layers(forward_func)
-    if layers:
-        warnings.warn(
-            f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-            f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
-            "batch or on chance. Call forward_func.eval() for meaningful masks",
-            stacklevel=_caller_level(),
-        )
-    return bool(layers)
-
-
-def _caller_level() -> int:
-    """The ``stacklevel``, seen from the caller, of the first frame that is theirs."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001
-    inside = ("captum", "captum_extremal", "contextlib")
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def reward_of_rows(

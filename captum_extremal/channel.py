@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from captum_extremal import _checks
 from captum_extremal._captum import Target, as_tuple, check_target, forward_of_rows
 from captum_extremal._layer import Layer
-from captum_extremal._model import as_found
+from captum_extremal._model import as_found, check_differentiable, warn_of_training
 from captum_extremal._running import (
     SearchInterrupted,
-    check_differentiable,
     reward_of_rows,
     run,
     settings_of,
-    warn_of_training,
 )
 from captum_extremal.area import area_count
 from captum_extremal.channel_result import ChannelResult

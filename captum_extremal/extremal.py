@@ -18,19 +18,18 @@ from torch import Tensor
 
 from captum_extremal import _checks
 from captum_extremal._captum import Target, as_tuple, check_target, like_inputs
-from captum_extremal._model import as_found
+from captum_extremal._model import as_found, check_differentiable, warn_of_training
 from captum_extremal._running import (
     SearchInterrupted,
-    check_differentiable,
     reward_of_rows,
     run,
     settings_of,
-    warn_of_training,
 )
 from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
+    levels_of,
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
@@ -310,7 +309,9 @@ class ExtremalPerturbation(PerturbationAttribution):
                 tensors = tuple(tensor.detach().clone() for tensor in tensors)
                 if not all(tensor.isfinite().all() for tensor in tensors):
                     raise ValueError("inputs must be finite, got NaN or infinity")
-                levels = tuple(self._levels(tensor) for tensor in tensors)
+                levels = tuple(
+                    levels_of(self.perturbation, tensor) for tensor in tensors
+                )
             score = reward_of_rows(
                 self.forward_func,
                 self.reward,
@@ -320,26 +321,6 @@ class ExtremalPerturbation(PerturbationAttribution):
                 device,
             )
             yield Problem(score, levels, areas, game, perturbations_per_eval)
-
-    def _levels(self, inputs: Tensor) -> Tensor:
-        """Perturbed versions of the inputs, from an object that may be the caller's."""
-        levels = self.perturbation.levels(inputs.clone())
-        count = (
-            levels.shape[1] if isinstance(levels, Tensor) and levels.dim() > 1 else 0
-        )
-        num_images, *rest = inputs.shape
-        if count < 2 or tuple(levels.shape) != (num_images, count, *rest):
-            shape = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels)
-            raise ValueError(
-                "perturbation must return levels of shape (N, L, C, *S) with L >= 2 "
-                f"for inputs {tuple(inputs.shape)}, got {shape}"
-            )
-        if levels.dtype != inputs.dtype or not torch.equal(levels[:, -1], inputs):
-            raise ValueError(
-                "perturbation must return levels of the inputs' dtype whose last one "
-                f"is the inputs themselves, got {levels.dtype} levels that differ"
-            )
-        return levels
 
     def _check_model(self) -> None:
         check_differentiable(self.forward_func)

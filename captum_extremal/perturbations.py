@@ -61,6 +61,36 @@ class Perturbation(Protocol):
         ...
 
 
+def levels_of(perturbation: Perturbation, inputs: Tensor) -> Tensor:
+    """The levels of a perturbation that may be the caller's: checked, of a copy.
+
+    Example:
+        >>> import torch
+        >>> class Forgets:
+        ...     def levels(self, inputs):
+        ...         return inputs[:, None]
+        >>> levels_of(Forgets(), torch.ones(1, 1, 4))
+        Traceback (most recent call last):
+        ...
+        ValueError: perturbation must return levels of shape (N, L, C, *S) with L >= 2 for inputs (1, 1, 4), got (1, 1, 1, 4)
+    """  # noqa: E501
+    levels = perturbation.levels(inputs.clone())
+    count = levels.shape[1] if isinstance(levels, Tensor) and levels.dim() > 1 else 0
+    num_images, *rest = inputs.shape
+    if count < 2 or tuple(levels.shape) != (num_images, count, *rest):
+        shape = tuple(levels.shape) if isinstance(levels, Tensor) else type(levels)
+        raise ValueError(
+            "perturbation must return levels of shape (N, L, C, *S) with L >= 2 "
+            f"for inputs {tuple(inputs.shape)}, got {shape}"
+        )
+    if levels.dtype != inputs.dtype or not torch.equal(levels[:, -1], inputs):
+        raise ValueError(
+            "perturbation must return levels of the inputs' dtype whose last one "
+            f"is the inputs themselves, got {levels.dtype} levels that differ"
+        )
+    return levels
+
+
 @dataclass(frozen=True)
 class BlurPerturbation:
     """Gaussian blurs of decreasing width: the paper's perturbation pyramid.

@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 
 import captum_extremal
+import captum_extremal.peers
 
 PACKAGE = "captum_extremal"
 ROOT = Path(captum_extremal.__file__).parent
@@ -36,7 +37,7 @@ TIERS = (
     {"_curve", "_files", "_running"},
     {"result", "channel_result"},
     {"class_channels", "metrics", "presets", "visualization"},
-    {"extremal", "channel", "inversion"},
+    {"extremal", "channel", "inversion", "peers"},
     {"insights", "report"},
     {"benchmark"},
     {"models", "_command_line"},
@@ -49,12 +50,15 @@ TIER = {name: level for level, names in enumerate(TIERS) for name in names}
 # Who may use these modules, whatever the tiers allow: what runs a caller's model with
 # Captum's targets (`metrics`: insertion and deletion).
 USERS = {
-    "_captum": {"rewards", "metrics", "_running", "extremal", "channel", "inversion"},
+    "_captum": {"rewards", "metrics", "_running"}
+    | {"extremal", "channel", "inversion", "peers"},
     "_layer": {"channel", "inversion"},
-    "_model": {"metrics", "_running", "extremal", "channel", "inversion"},
+    "_model": {"metrics", "_running", "extremal", "channel", "inversion", "peers"},
 }
 # Who may import Captum's public names. Its underscored ones: `_captum` alone.
-CAPTUM_USERS = {"_captum", "extremal", "channel", "inversion", "insights", "benchmark"}
+CAPTUM_USERS = {
+    "_captum", "extremal", "channel", "inversion", "peers", "insights", "benchmark",
+}  # fmt: skip
 # The solvers turn a problem into masks and scores: no Captum, no plots, no files.
 SOLVERS_NEVER = {
     "captum", "io", "json", "matplotlib", "os", "pathlib", "pickle", "PIL",
@@ -405,6 +409,7 @@ def public_violations(package: ModuleType) -> list[str]:
 
 def test_public_names_exist_and_are_documented():
     assert public_violations(captum_extremal) == []
+    assert public_violations(captum_extremal.peers) == []
 
 
 def fake_package(**names: object) -> ModuleType:

@@ -22,9 +22,7 @@ from torch import Tensor
 from captum_extremal._captum import (
     Target,
     as_tuple,
-    check_target,
-    forward_of_rows,
-    select_targets,
+    score_of_rows,
 )
 from captum_extremal._checks import check_callable, check_count, check_inputs
 from captum_extremal._model import as_found
@@ -192,7 +190,7 @@ def _auc(
     device = tensors[0].device
     maps = _maps_of(attributions, tensors, is_tuple)
     bases = _bases(baselines, tensors, is_tuple)
-    score = _score(
+    score = score_of_rows(
         forward_func, len(tensors[0]), target, additional_forward_args, device
     )
 
@@ -214,26 +212,6 @@ def _auc(
     areas = torch.trapezoid(curves, counts.to(curves) / num_pixels, dim=1)
     ordered = torch.stack([~m.flatten(1).isnan().any(dim=1) for m in maps]).all(dim=0)
     return areas.where(ordered, torch.nan)
-
-
-def _score(
-    forward_func: Callable[..., Tensor],
-    num_examples: int,
-    target: Target,
-    additional_forward_args: object,
-    device: torch.device,
-) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """Perturbed inputs and the image of each -> the target's score of each."""
-    check_target(target, num_examples)
-    forward = forward_of_rows(
-        forward_func, target, additional_forward_args, num_examples, device
-    )
-
-    def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        outputs, chosen = forward(inputs, images)
-        return _one_score_each(select_targets(outputs, chosen), len(images))
-
-    return score
 
 
 def _maps_of(
@@ -306,13 +284,3 @@ def _counts(num_pixels: int, steps: int) -> Tensor:
 def _is_first(ranks: Tensor, counts: Tensor) -> Tensor:
     """Which pixels are among the first: (K, *S) and (K,) -> (K, 1, *S)."""
     return (ranks < counts.reshape(-1, *[1] * (ranks.dim() - 1))).unsqueeze(1)
-
-
-def _one_score_each(scores: Tensor, count: int) -> Tensor:
-    if scores.numel() != count:
-        raise ValueError(
-            "forward_func and target must give one score per example: expected shape "
-            f"({count},), got {tuple(scores.shape)}"
-        )
-    scores = scores.reshape(count)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -1,0 +1,261 @@
+"""Meaningful perturbation against its formula, and each of its options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captum_extremal.blur import gaussian_blur
+from captum_extremal.peers import MeaningfulPerturbation
+from captum_extremal.peers.meaningful import _Descent
+from captum_extremal.perturbations import FadePerturbation
+from reference import peers as reference
+from tiny_models import varied
+
+FAST = {"iterations": 30, "mask_size": 12, "mask_sigma": 1.0, "jitter": 1}
+
+
+def disk(size=24, row=8, column=15, radius=5):
+    rows, columns = torch.meshgrid(
+        torch.arange(size), torch.arange(size), indexing="ij"
+    )
+    return ((rows - row) ** 2 + (columns - column) ** 2 <= radius**2).float()
+
+
+def sees(disk):
+    """A probability: one half where the disk is white, all but 0 where it is black."""
+
+    def model(x):
+        return torch.sigmoid(20 * (x.mean(1) * disk).sum((1, 2)) / disk.sum() - 10)
+
+    return model
+
+
+def attribute(model, inputs, perturbation=None, **options):
+    method = MeaningfulPerturbation(model, perturbation or FadePerturbation())
+    return method.attribute(inputs, **FAST | options)
+
+
+def descent(**options):
+    settings = {
+        "game": "deletion", "iterations": 1, "learning_rate": 0.1, "l1_weight": 1e-4,
+        "tv_weight": 1e-2, "tv_beta": 3.0, "mask_size": 28, "mask_sigma": 5.0,
+        "jitter": 4, "seed": 0,
+    }  # fmt: skip
+    return _Descent(**settings | options)
+
+
+# --- the formula ---
+
+
+@pytest.mark.parametrize("size", [(7,), (5, 6), (3, 4, 3)])
+@pytest.mark.parametrize("game", ["deletion", "preservation"])
+def test_size_and_roughness_as_in_the_paper(size, game):
+    mask = torch.rand(1, 1, *size, dtype=torch.float64)
+    settings = {"l1_weight": 0.3, "tv_weight": 0.7, "tv_beta": 2.5}
+    found = descent(game=game, **settings)._penalty(mask)
+    array = mask[0, 0].numpy()
+    # The roughness of a mask and its complement are equal.
+    expected = reference.meaningful_penalty(
+        array if game == "deletion" else 1 - array, 0.3, 0.7, 2.5
+    )
+    assert float(found) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("game", ["deletion", "preservation"])
+def test_each_step_is_adam_on_the_whole_objective(game):
+    inputs, weights = varied((1, 2, 10, 10)), torch.randn(2, 10, 10)
+
+    def model(x):
+        return torch.tanh(0.02 * (x * weights).sum((1, 2, 3)))
+
+    sign = 1 if game == "deletion" else -1
+    whole = descent(game=game, mask_size=5, mask_sigma=1.5)
+    levels = FadePerturbation().levels(inputs)
+    score = lambda x, _: model(*x)  # noqa: E731
+    mask = whole._start(score, [levels], torch.tensor([0]))[0]
+    mean, square = torch.zeros(5, 5), torch.zeros(5, 5)
+
+    def fine(mask):
+        return gaussian_blur(F.interpolate(mask, size=(10, 10), mode="bilinear"), 1.5)
+
+    for step in range(1, 8):
+        penalty = 0.01 * (1 - mask if game == "deletion" else mask).sum() + 0.2 * (
+            (mask[..., 1:, :] - mask[..., :-1, :]).abs().pow(3).sum()
+            + (mask[..., 1:] - mask[..., :-1]).abs().pow(3).sum()
+        )
+        loss = sign * model(inputs * fine(mask)).sum() + penalty
+        (gradient,) = torch.autograd.grad(loss, mask)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        move = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        mask = (mask - 0.05 * move).clamp(0, 1).detach().requires_grad_()
+    expected = fine(mask).detach()
+    found = attribute(
+        model, inputs, game=game, iterations=7, learning_rate=0.05, l1_weight=0.01,
+        tv_weight=0.2, mask_size=5, mask_sigma=1.5,
+    )  # fmt: skip
+    assert expected.std() > 0.02
+    expected = 1 - expected if game == "deletion" else expected
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("game", ["deletion", "preservation"])
+def test_it_finds_the_disk_that_the_model_sees(game):
+    seen = disk()
+    inputs = torch.ones(1, 1, 24, 24)
+    found = attribute(
+        sees(seen), inputs, game=game, iterations=150, l1_weight=2e-3, mask_size=24
+    )[0, 0]
+    inside, outside = found[seen == 1], found[disk(radius=8) == 0]
+    assert outside.max() < 0.05
+    assert inside.mean() > 0.4
+    assert seen.flatten()[found.argmax()] == 1
+    deleted = sees(seen)(inputs * (1 - found)) if game == "deletion" else 0.0
+    kept = sees(seen)(inputs * found) if game == "preservation" else 1.0
+    assert deleted < 0.1
+    assert kept > 0.9
+
+
+def test_the_default_perturbation_is_the_published_blur():
+    inputs, seen = varied((1, 1, 24, 24)), []
+
+    def model(x):
+        seen.append(x.detach().clone())
+        return x.mean((1, 2, 3))
+
+    method = MeaningfulPerturbation(model)
+    method.attribute(inputs, iterations=200, l1_weight=0, tv_weight=0, jitter=1)
+    assert method.perturbation.sigma_max == 10
+    torch.testing.assert_close(seen[0], inputs)
+    blurred = gaussian_blur(inputs, 10.0)
+    # Where deleting lowers the mean, a pixel ends at its blur; the others stay.
+    assert (seen[-1] - blurred).abs().min() < 1e-3
+    assert seen[-1].min() >= torch.minimum(blurred, inputs).min() - 1e-6
+
+
+# --- the start ---
+
+
+def distances_of(num_cells):
+    """Cells by their distance from the middle; 1 is the corner."""
+    places = (torch.arange(num_cells) + 0.5) * 2 / num_cells - 1
+    return (places[:, None] ** 2 + places**2).sqrt() / 2**0.5
+
+
+@pytest.mark.parametrize("game", ["deletion", "preservation"])
+@pytest.mark.parametrize("reach", [0.25, 0.55])
+def test_it_starts_from_the_smallest_disk_that_does_it(game, reach):
+    seen = (distances_of(28) < reach).float()
+    settings = descent(game=game, mask_sigma=0.0)
+    levels = FadePerturbation().levels(torch.ones(2, 1, 28, 28))
+
+    def score(inputs, _):
+        kept = (inputs[0][:, 0] * seen).sum((1, 2)) / seen.sum()
+        return torch.sigmoid(20 * kept - 10)
+
+    (found,) = settings._start(score, [levels], torch.arange(2))
+    assert found.shape == (2, 1, 28, 28)
+    assert found.requires_grad
+    change = 1 - found if game == "deletion" else found
+    radii = {radius: (distances_of(28) <= radius / 10).float() for radius in range(11)}
+    sizes = [r for r, disk in radii.items() if torch.equal(change[0, 0].detach(), disk)]
+    assert torch.equal(found[0], found[1])
+    assert len(sizes) == 1
+    # Half of what the model sees makes it unsure; 99 % of the score need 3 quarters.
+    area = (radii[sizes[0]] * seen).sum() / seen.sum()
+    smaller = (radii[sizes[0] - 1] * seen).sum() / seen.sum()
+    assert smaller < 0.7297 <= area
+
+
+def test_where_no_smaller_disk_does_it_the_whole_is_the_start():
+    levels = FadePerturbation().levels(torch.ones(1, 1, 8, 8))
+    (found,) = descent()._start(
+        lambda x, _: x[0].mean((1, 2, 3)) * 0, [levels], torch.tensor([0])
+    )
+    assert float(found.detach().max()) == 0
+
+
+# --- jitter ---
+
+
+def test_jitter_shifts_by_few_pixels_around_0_and_repeats_the_border():
+    import random
+
+    levels = torch.arange(6.0).expand(1, 2, 1, 6)
+    source = random.Random(0)
+    found = {
+        tuple(descent(jitter=4)._shifted(levels, source)[0, 0, 0].tolist())
+        for _ in range(60)
+    }
+    assert found == {
+        (2, 3, 4, 5, 5, 5), (1, 2, 3, 4, 5, 5), (0, 1, 2, 3, 4, 5), (0, 0, 1, 2, 3, 4),
+    }  # fmt: skip
+    same = descent(jitter=1)._shifted(levels, source)
+    assert torch.equal(same, levels)
+
+
+# --- options ---
+
+
+def test_every_option_changes_the_outcome():
+    inputs, model = varied((1, 1, 24, 24)), sees(disk())
+    base = {"iterations": 12, "jitter": 4}
+    usual = attribute(model, inputs, **base)
+    assert torch.equal(attribute(model, inputs, **base), usual)
+    for name, value in (
+        ("game", "preservation"), ("iterations", 11), ("learning_rate", 0.05),
+        ("l1_weight", 1e-2), ("tv_weight", 1.0), ("tv_beta", 1.0), ("mask_size", 8),
+        ("mask_sigma", 2.0), ("jitter", 2), ("seed", 1),
+    ):  # fmt: skip
+        other = attribute(model, inputs, **base | {name: value})
+        assert not torch.allclose(other, usual, atol=1e-6), name
+    blurred = MeaningfulPerturbation(model).attribute(inputs, **FAST | base)
+    assert not torch.allclose(blurred, usual)
+
+
+def test_a_mask_has_no_more_cells_than_pixels():
+    found = attribute(sees(disk(6, 2, 2, 1)), torch.ones(1, 1, 6, 6), mask_size=28)
+    same = attribute(sees(disk(6, 2, 2, 1)), torch.ones(1, 1, 6, 6), mask_size=6)
+    assert torch.equal(found, same)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"game": "hybrid"}, ValueError, "game must be 'deletion' or 'preservation'"),
+        ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must be positive"),
+        ({"l1_weight": -1.0}, ValueError, "l1_weight must be finite and at least 0"),
+        ({"tv_weight": -1.0}, ValueError, "tv_weight must be finite and at least 0"),
+        ({"tv_beta": 0.5}, ValueError, "tv_beta must be at least 1, got 0.5"),
+        ({"mask_size": 0}, ValueError, "mask_size must be at least 1, got 0"),
+        ({"mask_sigma": -1.0}, ValueError, "mask_sigma must be finite"),
+        ({"jitter": 0}, ValueError, "jitter must be at least 1, got 0"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
+    ],
+)
+def test_a_bad_option_is_an_error_before_any_work(options, error, text):
+    def model(x):
+        raise AssertionError("no work was to be done")
+
+    with pytest.raises(error, match=text):
+        attribute(model, torch.ones(1, 1, 8, 8), **options)
+
+
+def test_a_model_that_cuts_the_gradient_is_an_error():
+    with pytest.raises(RuntimeError, match="must let a gradient pass"):
+        attribute(lambda x: x.detach().mean((1, 2, 3)), torch.ones(1, 1, 8, 8))
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    with pytest.raises(RuntimeError, match="finite scores, got NaN or inf"):
+        attribute(lambda x: x.mean((1, 2, 3)) / 0, torch.ones(1, 1, 8, 8))
+
+
+def test_a_model_made_in_inference_mode_is_an_error():
+    with torch.inference_mode():
+        model = torch.nn.Conv2d(1, 1, 8)
+    with pytest.raises(RuntimeError, match=r"was made inside torch\.inference_mode"):
+        attribute(model, torch.ones(1, 1, 8, 8))

@@ -35,6 +35,8 @@ napoleon_custom_sections = ["Shape", "Convention"]
 default_role = "code"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"captum_extremal {release}"
 html_show_sphinx = False
 

@@ -38,9 +38,9 @@ TIERS = (
     {"class_channels", "metrics", "presets", "visualization"},
     {"extremal", "channel", "inversion"},
     {"insights", "report"},
-    {"benchmark"},
     {"models", "_command_line"},
-    {"cli_channels"},
+    {"benchmark"},
+    {"cli_benchmark", "cli_channels"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -334,6 +334,16 @@ def test_the_demo_model_has_relu6_that_are_seen(data_root):
     assert not torch.allclose(maps[1], maps[2])
 
 
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6])
+def test_the_relus_of_the_model_itself_stay(kind):
+    model = small(kind)
+    before = model.relu
+    explainer("deconvnet", model)(PIXELS[None, :, None], torch.tensor([0]))
+    assert model.relu is before
+    assert type(before) is kind
+    assert before.inplace
+
+
 def test_a_model_without_relus_is_refused():
     with pytest.raises(ValueError, match="must have ReLU or ReLU6 modules"):
         explainer("guided-backprop", nn.Sequential(nn.GELU()))

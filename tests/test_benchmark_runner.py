@@ -188,11 +188,13 @@ def test_pairs_and_probabilities_select(run, tmp_path):
     every = read(tmp_path / "all").rows.values()
     bound = sorted(row.probability for row in every)[4]
     run(f"--min-probability={bound}", methods="centre", output="sure")
-    assert len(read(tmp_path / "sure").rows) == 5
+    sure = read(tmp_path / "sure").rows
+    assert len(sure) == 5
     # More pairs later: those that are there are not done again.
     run(methods="centre", output="sure")
     content = read(tmp_path / "sure")
     assert len(content.rows) == 9
+    assert {key: content.rows[key] for key in sure} == sure  # the seconds, too
     run("--images=2", methods="centre", output="two")
     assert {row.image for row in read(tmp_path / "two").rows.values()} == {
         "000001", "000002",
@@ -276,7 +278,11 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkey
     assert "  000003, cat (gradient): RuntimeError: no cats" in done.stderr
     content = read(tmp_path / "out")
     assert len(content.rows) == 6 + 9
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:  # mended
+        patch.setitem(methods.METHODS, "gradient", methods.METHODS["centre"])
+        done = run(methods="gradient,centre")
+    assert "failed" not in done.stderr
+    assert len(read(tmp_path / "out").rows) == 9 + 9
 
 
 @pytest.mark.parametrize(

@@ -126,24 +126,33 @@ class Plan:
             for name in names_of(self.methods)
         }
 
-    @property
+    @cached_property
     def configurations(self) -> dict[str, str]:
         """Method -> the hash of its settings."""
         return {name: configuration_of(it) for name, it in self.settings.items()}
 
-    @property
+    @cached_property
     def selection(self) -> str:
         """A hash of what decides which pairs of an image are dealt with."""
         pairs = None if self.pairs is None else [list(pair) for pair in self.pairs]
         return configuration_of({"p": self.min_probability, "pairs": pairs})
 
+    @cached_property
+    def wanted(self) -> dict[str, dict[str, int | None]] | None:
+        """Image -> class -> the output that was asked for; None for all pairs."""
+        if self.pairs is None:
+            return None
+        found: dict[str, dict[str, int | None]] = {}
+        for pair in self.pairs:
+            found.setdefault(pair.image, {})[pair.label] = pair.output
+        return found
+
     @property
     def names(self) -> list[str]:
         """The images to look at."""
         names = self.images.images
-        if self.pairs is not None:
-            wanted = {pair.image for pair in self.pairs}
-            names = [name for name in names if name in wanted]
+        if self.wanted is not None:
+            names = [name for name in names if name in self.wanted]
         return names[: self.limit]
 
     def inputs(self, picture: Image) -> Tensor:
@@ -202,6 +211,7 @@ def run(
     found = read(output)
     wanted = plan.configurations
     rank.wait()  # nobody writes before all have read: the shares must fit together
+    present = set(found.rows)
     missing = [
         image
         for image in plan.names
@@ -215,7 +225,7 @@ def run(
         )
         for name, configuration in wanted.items():
             writer.configure(configuration, plan.settings[name], difficult)
-        here = _Here(plan, outputs_of, explain, wanted, found, writer, output)
+        here = _Here(plan, outputs_of, explain, wanted, present, writer, output)
         for image in tqdm(
             todo,
             desc="images" if rank.total == 1 else f"images of 1 of {rank.total} ranks",
@@ -286,7 +296,7 @@ class _Here:
     outputs_of: Mapping[str, list[int]]
     explain: Mapping[str, Explain]
     configurations: Mapping[str, str]
-    found: Content
+    present: set[tuple[str, str, str]]
     writer: Writer
     folder: Path
 
@@ -305,7 +315,7 @@ class _Here:
         failed = set()
         for label, target in targets.items():
             for name, configuration in self.configurations.items():
-                if (configuration, image, label) in self.found.rows:
+                if (configuration, image, label) in self.present:
                     continue
                 objects, difficult = example.objects[label], example.difficult[label]
                 try:
@@ -324,10 +334,8 @@ class _Here:
         self, image: str, labels: list[str], outputs: Tensor
     ) -> dict[str, Target]:
         """The classes that are played in this image, and the output of each."""
-        only = self.plan.pairs
-        given = None
-        if only is not None:
-            given = {pair.label: pair.output for pair in only if pair.image == image}
+        wanted = self.plan.wanted
+        given = None if wanted is None else wanted[image]
         found = {}
         for label in labels:
             if given is not None and label not in given:

@@ -26,7 +26,7 @@ _PATTERN = "rank-*.sqlite"
 _PATIENCE = 60.0  # seconds for another reader of a killed rank's file to mend it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One method on one class of one image.
 

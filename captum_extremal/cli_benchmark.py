@@ -113,7 +113,7 @@ _RULE = "rule"
 @click.option(
     "--images", "limit", type=click.IntRange(min=1), help="Only so many, for a trial."
 )
-@click.option("--save-maps", is_flag=True, help="Keep saliency maps and masks.")
+@click.option("--save-maps", is_flag=True, help="Keep the maps and masks of new rows.")
 @click.option("--device", default="cpu", show_default=True, help="For example cuda.")
 @click.option(
     "--threads",

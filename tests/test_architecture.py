@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 
 import captum_extremal
+import captum_extremal.benchmark
 
 PACKAGE = "captum_extremal"
 ROOT = Path(captum_extremal.__file__).parent
@@ -403,8 +404,9 @@ def public_violations(package: ModuleType) -> list[str]:
     return wrong
 
 
-def test_public_names_exist_and_are_documented():
-    assert public_violations(captum_extremal) == []
+@pytest.mark.parametrize("package", [captum_extremal, captum_extremal.benchmark])
+def test_public_names_exist_and_are_documented(package):
+    assert public_violations(package) == []
 
 
 def fake_package(**names: object) -> ModuleType:

@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torchvision.models import get_model
 
-from captum_extremal.benchmark import read
+from captum_extremal.benchmark import ImageSet, Plan, read
+from captum_extremal.benchmark import run as run_plan
 from captum_extremal.cli import main
+from captum_extremal.models import Preprocess
 from tiny_data import make_coco, make_voc, many
 
 METHODS = "centre,gradient,grad-cam"
@@ -283,6 +285,14 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkey
         done = run(methods="gradient,centre")
     assert "failed" not in done.stderr
     assert len(read(tmp_path / "out").rows) == 9 + 9
+
+
+def test_a_model_of_one_size_cannot_keep_proportions():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 6, 20))
+    images = ImageSet("voc2007", ["a"], read=None)
+    plan = Plan(images, model, Preprocess(crop=(8, 6)), ("centre",), resize="shorter")
+    with pytest.raises(ValueError, match="must take images of 8 x 8 pixels, got mat1"):
+        run_plan(plan, "never made")
 
 
 @pytest.mark.parametrize(

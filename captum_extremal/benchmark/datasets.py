@@ -39,6 +39,12 @@ class Example(NamedTuple):
         picture: The image in RGB, in its own size (H, W).
         objects: Class -> where it is, (H, W) bool, at least one pixel True.
         difficult: Class -> whether the pair is difficult by `difficult_classes`.
+
+    Example:
+        >>> from PIL import Image
+        >>> picture, dog = Image.new("RGB", (6, 4)), torch.ones(4, 6).bool()
+        >>> Example("000001", picture, {"dog": dog}, {"dog": False}).difficult
+        {'dog': False}
     """
 
     image: str
@@ -55,6 +61,14 @@ class ImageSet:
         name: ``"voc2007"`` or ``"coco2014"``.
         images: The names of all images, in the order of the data set.
         read: Name -> `Example`; raises what the reader of a broken file raises.
+
+    Example:
+        A data set of your own, with the classes of one of the two::
+
+            images = ImageSet("voc2007", ["kitchen", "garden"], read=my_function)
+
+        >>> ImageSet("voc2007", ["kitchen"], read=Example).images
+        ['kitchen']
     """
 
     name: str

@@ -64,6 +64,10 @@ class Explained(NamedTuple):
             of the pointing game.
         masks: (N, A, 1, H, W), for methods that make some.
         curve: Numbers of each area by name, for methods that have areas.
+
+    Example:
+        >>> Explained(torch.zeros(1, 1, 2, 2)).masks is None
+        True
     """
 
     saliency: Tensor
@@ -86,6 +90,16 @@ class Options:
         seed: Of the extremal methods.
         steps: Of the extremal methods: the solver's iterations or evaluations, None for
             its own.
+
+    Raises:
+        ValueError: If a value is out of range.
+        TypeError: If a value is of the wrong type.
+
+    Example:
+        >>> Options(steps=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: steps must be at least 1, got 0
     """
 
     layer: str | None = None

@@ -34,6 +34,10 @@ class Monotonicity(NamedTuple):
         share_tested: Of the images with at least two areas below a*; NaN for none.
         images: Number of images.
         tested: Number of images with at least two areas below a*.
+
+    Example:
+        >>> Monotonicity(share=0.5, share_tested=0.0, images=2, tested=1).share
+        0.5
     """
 
     share: float

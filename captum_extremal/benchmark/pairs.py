@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 
 class Pair(NamedTuple):
-    """An image, one of its classes and, if it was given, the output to attribute."""
+    """An image, one of its classes and, if it was given, the output to attribute.
+
+    Example:
+        >>> Pair("000001", "dog")
+        Pair(image='000001', label='dog', output=None)
+    """
 
     image: str
     label: str

@@ -85,7 +85,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a folder says.
+    r"""All that a folder says.
 
     Attributes:
         blocks: One for each data set and model.
@@ -93,7 +93,17 @@ class Report:
         failed: A line for each image or pair that failed.
 
     Example:
-        See `report`.
+        >>> nothing = Mean(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
+        >>> half = Mean(0.5, 0.4, 0.6, 0.5, 9, 1, 9)
+        >>> block = Block("voc2007", "demo", [Line("ig", half, nothing, seconds=2.0)])
+        >>> print(Report([block], [], []).render("latex"), end="")
+        \begin{tabular}{lc}
+        \hline
+        method & voc2007 demo \\
+        \hline
+        ig & 50.0/-- \\
+        \hline
+        \end{tabular}
     """
 
     blocks: list[Block]

@@ -87,7 +87,10 @@ class Plan:
             ``min_probability`` is negative.
 
     Example:
-        See `run`.
+        >>> images = ImageSet("voc2007", ["000001", "000002"], read=print)
+        >>> plan = Plan(images, nn.Identity(), Preprocess(), ("ig",), limit=1)
+        >>> plan.names
+        ['000001']
     """
 
     images: ImageSet
@@ -388,14 +391,16 @@ class _Here:
 
 def _outputs_of(plan: Plan) -> dict[str, list[int]]:
     """The outputs of each class; an error now if the model cannot play at all."""
-    blank = torch.zeros(1, 3, *plan.preprocess.crop, device=device_of(plan.model))
+    height, width = plan.preprocess.crop
+    if plan.resize == "shorter":
+        width = width * 4 // 3  # as most images have it
+    blank = torch.zeros(1, 3, height, width, device=device_of(plan.model))
     try:
         with torch.no_grad():
             outputs = plan.model(blank)
     except (RuntimeError, AssertionError) as error:
-        size = " x ".join(map(str, plan.preprocess.crop))
         raise ValueError(
-            f"model must take images of {size} pixels, got {error}"
+            f"model must take images of {height} x {width} pixels, got {error}"
         ) from None
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         raise ValueError("model must return one row of class scores for each image")

@@ -46,6 +46,12 @@ class Row:
         energy: The share of the positive map on the object; None where undefined.
         curve: Numbers of each area, for methods that have areas.
         seconds: What the method took.
+
+    Example:
+        >>> row = Row("0a1b", "000001", "dog", "ig", 151, False, 9.1, 0.6, 40, 52,
+        ...           hit=1.0, inside=0.0, energy=0.3, curve=None, seconds=2.5)
+        >>> row.key
+        ('0a1b', '000001', 'dog')
     """
 
     configuration: str
@@ -80,6 +86,10 @@ class Failure:
         label: Name of the class; empty where the image could not be read.
         method: Name of the method.
         error: Type and text of the error.
+
+    Example:
+        >>> Failure("0a1b", "000001", "", "ig", "OSError: truncated").label
+        ''
     """
 
     configuration: str

@@ -3,7 +3,8 @@
 ``demo`` explains three pictures that come with scikit-image, ``explain`` a picture of
 the user's own. Both look for the masks of several areas of the picture that alone let
 the network see the target best. ``channels`` (`cli_channels`) asks the same of the
-channels of a layer.
+channels of a layer, ``benchmark`` and ``report`` (`cli_benchmark`) play the pointing
+game over a data set.
 
 Figures, masks and the table are the output; the progress bar and errors go to stderr.
 An error is one line, and the exit code is 2.
@@ -32,6 +33,7 @@ from captum_extremal._command_line import (
     target_index,
 )
 from captum_extremal._running import SearchInterrupted
+from captum_extremal.cli_benchmark import benchmark, report
 from captum_extremal.cli_channels import channels
 from captum_extremal.extremal import (
     DEFAULT_AREAS,
@@ -171,6 +173,8 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(channels)
+main.add_command(benchmark)
+main.add_command(report)
 
 
 @main.command()

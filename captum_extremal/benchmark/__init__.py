@@ -1,0 +1,64 @@
+"""The pointing game over whole data sets: many methods, many processes, resumable.
+
+The data flows one way: `datasets` (images and the masks of their objects) -> `targets`
+and `methods` (what to attribute, and how) -> `runner` (a row for each image, class and
+method) -> `store` (SQLite) -> `report` (the paper's table). `processes` shares the
+images among ranks, `pairs` reads lists of pairs. Beside it stand two analyses of the
+paper: `monotonicity` (Sec. 4.3) and `randomisation` (Fig. 7).
+"""
+
+from captum_extremal.benchmark.datasets import (
+    DATASETS,
+    Example,
+    ImageSet,
+    difficult_classes,
+    open_images,
+)
+from captum_extremal.benchmark.methods import METHODS, Explained, Options, explainer
+from captum_extremal.benchmark.monotonicity import Monotonicity, monotonicity
+from captum_extremal.benchmark.pairs import Pair, read_pairs
+from captum_extremal.benchmark.processes import Rank, local_device, processes
+from captum_extremal.benchmark.randomisation import (
+    plot_sanity,
+    randomised,
+    rank_correlation,
+    sanity_check,
+)
+from captum_extremal.benchmark.report import Report, mean_of, report
+from captum_extremal.benchmark.runner import PAPER_AREAS, Plan, run
+from captum_extremal.benchmark.store import Failure, Row, read
+from captum_extremal.benchmark.targets import class_names, imagenet_indices
+
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "PAPER_AREAS",
+    "Example",
+    "Explained",
+    "Failure",
+    "ImageSet",
+    "Monotonicity",
+    "Options",
+    "Pair",
+    "Plan",
+    "Rank",
+    "Report",
+    "Row",
+    "class_names",
+    "difficult_classes",
+    "explainer",
+    "imagenet_indices",
+    "local_device",
+    "mean_of",
+    "monotonicity",
+    "open_images",
+    "plot_sanity",
+    "processes",
+    "randomised",
+    "rank_correlation",
+    "read",
+    "read_pairs",
+    "report",
+    "run",
+    "sanity_check",
+]

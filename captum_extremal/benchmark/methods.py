@@ -1,0 +1,529 @@
+r"""A name and a model -> a function from inputs and targets to saliency maps.
+
+Each row of the paper's Table 1 that Captum or this package can compute is an entry of
+`METHODS`. What the published methods leave open is settled as follows:
+
+====================  ==============================================================
+centre                minus the distance to the middle: a guess without a model
+gradient, deconvnet,  the largest absolute value over the channels
+guided-backprop
+mwp, cmwp             excitation backprop and its contrastive form, channels summed, at
+                      the layer ``layer``; None: the last feature map, see
+                      `last_feature_map`. Enlarged bilinearly
+grad-cam              the ReLU of the sum, at the same layer. Enlarged bilinearly
+rise                  4000 masks, of the probability
+meaningful            Fong and Vedaldi's mask of 2017, of the probability
+ig                    50 steps from 0, the mean colour; channels summed, signed
+occlusion             a window of 1/7 of the shorter side, by half of it, filled with
+                      0; signed
+extremal              masks of the areas, summed and smoothed (`masks_to_saliency`)
+extremal-search       the same without gradients (`SearchSolver`)
+extremal-paper,       the same by the published descents (`presets`)
+extremal-torchray
+====================  ==============================================================
+
+Deconvnet and guided backprop change the gradients of ReLUs. Captum does so for
+`torch.nn.ReLU` modules; here also for `torch.nn.ReLU6`, whose own gradient is 0 below 0
+and above 6: guided backprop keeps both zeros, deconvnet passes both by, as each does
+with a ReLU's. ReLUs that a model calls as functions are out of reach; a model without
+any ReLU module is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import (
+    Deconvolution,
+    GuidedBackprop,
+    IntegratedGradients,
+    LayerGradCam,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_extremal import presets
+from captum_extremal._checks import check_areas, check_choice, check_count
+from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
+from captum_extremal.metrics import masks_to_saliency
+from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
+from captum_extremal.rewards import GAMES, Game
+from captum_extremal.solvers import LevelSetSolver, SearchSolver
+
+
+class Explained(NamedTuple):
+    """What a method says of N inputs.
+
+    Attributes:
+        saliency: (N, 1, H, W) in the size of the inputs; the highest value is the point
+            of the pointing game.
+        masks: (N, A, 1, H, W), for methods that make some.
+        curve: Numbers of each area by name, for methods that have areas.
+
+    Example:
+        >>> Explained(torch.zeros(1, 1, 2, 2)).masks is None
+        True
+    """
+
+    saliency: Tensor
+    masks: Tensor | None = None
+    curve: dict[str, list[Any]] | None = None
+
+
+Explain = Callable[[Tensor, Tensor], Explained]
+"""Inputs (N, 3, H, W) and the output to attribute for each, (N,) -> saliency."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What methods can be told; each takes what concerns it.
+
+    Attributes:
+        layer: Of grad-cam, mwp and cmwp: the name of a module, None for the last
+            feature map.
+        areas: Of the extremal methods.
+        game: Of the extremal methods.
+        seed: Of the extremal methods, rise and meaningful.
+        steps: Of the extremal methods: the solver's iterations or evaluations, None for
+            its own.
+
+    Raises:
+        ValueError: If a value is out of range.
+        TypeError: If a value is of the wrong type.
+
+    Example:
+        >>> Options(steps=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: steps must be at least 1, got 0
+    """
+
+    layer: str | None = None
+    areas: tuple[float, ...] = DEFAULT_AREAS
+    game: Game = "preservation"
+    seed: int = 0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_areas(self.areas)
+        check_choice("game", self.game, tuple(GAMES))
+        check_count("seed", self.seed, minimum=0)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+
+
+class Method(NamedTuple):
+    """An entry of `METHODS`.
+
+    Attributes:
+        build: Model and options -> the function.
+        options: Names of the options that change what the method gives.
+    """
+
+    build: Callable[[nn.Module, Options], Explain]
+    options: tuple[str, ...] = ()
+
+
+def explainer(name: str, model: nn.Module, options: Options | None = None) -> Explain:
+    """A method, ready for the inputs of a model.
+
+    Args:
+        name: A key of `METHODS`.
+        model: Inputs (N, 3, H, W) -> scores (N, classes). It stays as it is; deconvnet
+            and guided backprop work on a copy.
+        options: None for the defaults.
+
+    Returns:
+        A function ``(inputs, target) -> Explained``.
+
+    Raises:
+        ValueError: If the name is unknown, ``layer`` is not a module of the model, or
+            the model has no ReLU modules for a method that needs them.
+
+    Example:
+        >>> import torch
+        >>> explain = explainer("centre", torch.nn.Identity())
+        >>> explain(torch.zeros(1, 3, 3, 3), torch.tensor([0])).saliency[0, 0]
+        tensor([[-1.4142, -1.0000, -1.4142],
+                [-1.0000, -0.0000, -1.0000],
+                [-1.4142, -1.0000, -1.4142]])
+    """
+    check_choice("method", name, tuple(METHODS))
+    return METHODS[name].build(model, Options() if options is None else options)
+
+
+def settings_of(name: str, options: Options) -> dict[str, Any]:
+    """The options that matter to a method, in a form that JSON can hold.
+
+    Args:
+        name: A key of `METHODS`.
+        options: The options.
+
+    Returns:
+        The method's name and its options: equal for two runs that compute the same.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> settings_of("grad-cam", Options(layer="features", seed=7))
+        {'method': 'grad-cam', 'layer': 'features'}
+    """
+    check_choice("method", name, tuple(METHODS))
+    given = {option: getattr(options, option) for option in METHODS[name].options}
+    if "areas" in given:
+        given["areas"] = list(options.areas)
+    return {"method": name, **given}
+
+
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """The module of a name, or an error with names that are close.
+
+    Args:
+        model: Any model.
+        name: As in ``model.named_modules()``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If there is none of this name.
+
+    Example:
+        >>> module_of(torch.nn.Sequential(torch.nn.ReLU()), "0")
+        ReLU()
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    del modules[""]  # the model itself
+    if name in modules:
+        return modules[name]
+    close = difflib.get_close_matches(name, modules, n=3)
+    hint = f"; close: {', '.join(close)}" if close else ""
+    raise ValueError(f"layer must name a module of the model, got {name!r}{hint}")
+
+
+def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """The module that is the last to give maps (N, C, h, w) with h w > 1.
+
+    For torchvision's ResNets this is ``layer4``, for EfficientNet-Lite the activation
+    after ``conv_head``, for VGG the pooling after ``features``.
+
+    Args:
+        model: A convolutional network.
+        inputs: (N, C, H, W), passed to the model once.
+
+    Returns:
+        The module, the outermost of those that end together.
+
+    Raises:
+        ValueError: If the model gives no such map.
+
+    Example:
+        >>> from torch import nn
+        >>> pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), pool)
+        >>> last_feature_map(model, torch.zeros(1, 3, 8, 8))
+        ReLU()
+    """
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
+        maps = isinstance(output, Tensor) and output.dim() == 4
+        if maps and output.shape[2:].numel() > 1:
+            found.append(module)
+
+    inner = [module for module in model.modules() if module is not model]
+    handles = [module.register_forward_hook(note) for module in inner]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ValueError(
+            "layer must be given for a model without feature maps (N, C, h, w)"
+        )
+    return found[-1]
+
+
+# --- the methods ---
+
+
+def _centre(_model: nn.Module, _options: Options) -> Explain:
+    def explain(inputs: Tensor, _target: Tensor) -> Explained:
+        count, _, *size = inputs.shape
+        rows, columns = (
+            torch.arange(side, device=inputs.device) - (side - 1) / 2 for side in size
+        )
+        distance = torch.hypot(rows[:, None], columns[None])
+        return Explained(-distance.expand(count, 1, *size))
+
+    return explain
+
+
+def _gradient(model: nn.Module, _options: Options) -> Explain:
+    return _largest(Saliency(model))
+
+
+def _deconvnet(model: nn.Module, _options: Options) -> Explain:
+    return _largest(Deconvolution(with_hookable_relus(model)))
+
+
+def _guided_backprop(model: nn.Module, _options: Options) -> Explain:
+    return _largest(GuidedBackprop(with_hookable_relus(model)))
+
+
+def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
+    """Gradients of some kind, by their largest absolute value over the channels."""
+
+    def explain(inputs: Tensor, target: Tensor) -> Explained:
+        with _without_hook_warning():
+            gradients = method.attribute(_leaf(inputs), target)
+        return Explained(gradients.abs().amax(dim=1, keepdim=True).detach())
+
+    return explain
+
+
+def _grad_cam(model: nn.Module, options: Options) -> Explain:
+    layer = None if options.layer is None else module_of(model, options.layer)
+
+    def explain(inputs: Tensor, target: Tensor) -> Explained:
+        nonlocal layer
+        layer = last_feature_map(model, inputs) if layer is None else layer
+        maps = LayerGradCam(model, layer).attribute(
+            _leaf(inputs), target, relu_attributions=True
+        )
+        if not isinstance(maps, Tensor) or maps.dim() != 4:
+            raise ValueError("layer must give one map (N, C, h, w) for grad-cam")
+        return Explained(
+            F.interpolate(maps.detach(), inputs.shape[2:], mode="bilinear")
+        )
+
+    return explain
+
+
+def _excitation(*, contrastive: bool) -> Callable[[nn.Module, Options], Explain]:
+    def build(model: nn.Module, options: Options) -> Explain:
+        layer = None if options.layer is None else module_of(model, options.layer)
+
+        def explain(inputs: Tensor, target: Tensor) -> Explained:
+            nonlocal layer
+            layer = last_feature_map(model, inputs) if layer is None else layer
+            maps = ExcitationBackprop(model, layer).attribute(
+                inputs, target, contrastive=contrastive
+            )
+            if not isinstance(maps, Tensor) or maps.dim() != 4:
+                raise ValueError("layer must give one map (N, C, h, w) for mwp, cmwp")
+            total = maps.detach().sum(dim=1, keepdim=True)
+            return Explained(F.interpolate(total, inputs.shape[2:], mode="bilinear"))
+
+        return explain
+
+    return build
+
+
+def _of_probability(
+    method: type[RISE | MeaningfulPerturbation],
+) -> Callable[[nn.Module, Options], Explain]:
+    def build(model: nn.Module, options: Options) -> Explain:
+        attributed = method(lambda inputs: model(inputs).softmax(dim=1))
+
+        def explain(inputs: Tensor, target: Tensor) -> Explained:
+            maps = attributed.attribute(inputs, target, seed=options.seed)
+            assert isinstance(maps, Tensor)  # one input tensor
+            # The channels share their value.
+            return Explained(maps[:, :1].detach())
+
+        return explain
+
+    return build
+
+
+def _integrated_gradients(model: nn.Module, _options: Options) -> Explain:
+    method = IntegratedGradients(model)
+
+    def explain(inputs: Tensor, target: Tensor) -> Explained:
+        attributions: Tensor = method.attribute(  # type: ignore[has-type]
+            _leaf(inputs), target=target, n_steps=50, internal_batch_size=_BATCH
+        )
+        return Explained(attributions.sum(dim=1, keepdim=True).detach().to(inputs))
+
+    return explain
+
+
+def _occlusion(model: nn.Module, _options: Options) -> Explain:
+    method = Occlusion(model)
+
+    def explain(inputs: Tensor, target: Tensor) -> Explained:
+        side = max(1, min(inputs.shape[2:]) // 7)
+        step = max(1, side // 2)
+        attributions = method.attribute(
+            inputs,
+            sliding_window_shapes=(inputs.shape[1], side, side),
+            strides=(inputs.shape[1], step, step),
+            target=target,
+            perturbations_per_eval=_BATCH,
+        )
+        # A window covers all channels, which share its value.
+        return Explained(attributions[:, :1].detach())
+
+    return explain
+
+
+def _extremal(**arguments: Any) -> Callable[[nn.Module, Options], Explain]:  # noqa: ANN401
+    """One of the solvers; ``arguments`` are those of `ExtremalPerturbation`."""
+
+    def build(model: nn.Module, options: Options) -> Explain:
+        method = ExtremalPerturbation(model, **arguments)
+        method.solver = _with_steps(method.solver, options.steps)
+
+        def explain(inputs: Tensor, target: Tensor) -> Explained:
+            result = method.optimize(
+                inputs, target, options.areas, game=options.game, seed=options.seed
+            )
+            assert isinstance(result.masks, Tensor)  # one input tensor
+            saliency = masks_to_saliency(result.masks)
+            assert isinstance(saliency, Tensor)
+            curve = {
+                "areas": list(result.areas),
+                "scores": result.scores.tolist(),
+                "complement_scores": result.complement_scores.tolist(),
+                "input_score": result.input_score.tolist(),
+                "perturbed_score": result.perturbed_score.tolist(),
+            }
+            return Explained(saliency, result.masks, curve)
+
+        return explain
+
+    return build
+
+
+_AREAS = ("areas", "game", "seed", "steps")
+METHODS: dict[str, Method] = {
+    "centre": Method(_centre),
+    "gradient": Method(_gradient),
+    "deconvnet": Method(_deconvnet),
+    "guided-backprop": Method(_guided_backprop),
+    "mwp": Method(_excitation(contrastive=False), ("layer",)),
+    "cmwp": Method(_excitation(contrastive=True), ("layer",)),
+    "rise": Method(_of_probability(RISE), ("seed",)),
+    "grad-cam": Method(_grad_cam, ("layer",)),
+    "meaningful": Method(_of_probability(MeaningfulPerturbation), ("seed",)),
+    "ig": Method(_integrated_gradients),
+    "occlusion": Method(_occlusion),
+    "extremal": Method(_extremal(solver=LevelSetSolver()), _AREAS),
+    "extremal-search": Method(_extremal(solver=SearchSolver()), _AREAS),
+    "extremal-paper": Method(_extremal(**presets.paper()), _AREAS),
+    "extremal-torchray": Method(_extremal(**presets.torchray()), _AREAS),
+}
+"""Name -> method, in the order of the rows of a table."""
+
+_BATCH = 16  # images in one forward: bounds memory
+
+
+# --- helpers ---
+
+
+class HookableReLU6(nn.ReLU):
+    """min(max(x, 0), 6) as a subclass of ReLU, which is what Captum hooks.
+
+    Example:
+        >>> HookableReLU6()(torch.tensor([-1.0, 3.0, 7.0]))
+        tensor([0., 3., 6.])
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The clipped input, never in place."""
+        return inputs.clamp(0, 6)
+
+
+def with_hookable_relus(model: nn.Module) -> nn.Module:
+    """A copy of a model whose ReLUs Captum can hook: none in place, none a ReLU6.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The copy; its outputs are those of the model.
+
+    Raises:
+        ValueError: If the model has no ReLU or ReLU6 module.
+
+    Example:
+        >>> from torch import nn
+        >>> with_hookable_relus(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU6()))
+        Sequential(
+          (0): ReLU()
+          (1): HookableReLU6()
+        )
+    """
+    model = copy.deepcopy(model)
+    found = False
+    # A module in two places is listed twice, and replaced in both.
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        parent, _, name = path.rpartition(".")
+        if isinstance(module, nn.ReLU6):
+            setattr(model.get_submodule(parent), name, HookableReLU6())
+        elif isinstance(module, nn.ReLU):
+            module.inplace = False
+        found = found or isinstance(module, nn.ReLU | nn.ReLU6)
+    if not found:
+        raise ValueError(
+            "model must have ReLU or ReLU6 modules for deconvnet and guided-backprop, "
+            f"got {type(model).__name__} without any"
+        )
+    return model
+
+
+def _leaf(inputs: Tensor) -> Tensor:
+    """A copy that gradients can be taken of; Captum would warn and do the same."""
+    return inputs.detach().clone().requires_grad_()
+
+
+@contextmanager
+def _without_hook_warning() -> Iterator[None]:
+    """Captum warns of hooks that it takes off again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
+        yield
+
+
+def _with_steps(solver: Any, steps: int | None) -> Any:  # noqa: ANN401
+    if steps is None:
+        return solver
+    budget = "evaluations" if isinstance(solver, SearchSolver) else "iterations"
+    return dataclasses.replace(solver, **{budget: steps})
+
+
+def names_of(methods: Sequence[str]) -> tuple[str, ...]:
+    """Checked names of methods, each once, in the order given.
+
+    Args:
+        methods: Keys of `METHODS`.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If one is unknown or there is none.
+
+    Example:
+        >>> names_of(["ig", "centre", "ig"])
+        ('ig', 'centre')
+    """
+    if not methods:
+        raise ValueError("methods must name at least one method, got none")
+    for name in methods:
+        check_choice("method", name, tuple(METHODS))
+    return tuple(dict.fromkeys(methods))

@@ -1,0 +1,220 @@
+r"""A model whose layers lose their weights one by one -> maps that follow, or not.
+
+The sanity check of Adebayo et al. (Fig. 7): from the output down, one layer after the
+other is randomised, those above staying so, and each time the map of a method is
+compared with the one of the intact model by Spearman's rank correlation over pixels. A
+method that explains the model loses its map; one that redraws the image keeps it.
+
+Randomised means: the entries of each parameter of the layer in a random order. Nothing
+learned is left, and the scale is, without which the signal of a deep network dies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from captum_extremal._checks import check_count
+from captum_extremal.benchmark.methods import Options, explainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INTACT = "intact"
+
+
+def randomised(
+    model: nn.Module, layers: Sequence[str] | None = None, seed: int = 0
+) -> Iterator[tuple[str, nn.Module]]:
+    """Copies of a model in which more and more layers are randomised.
+
+    Args:
+        model: Any model; it stays as it is.
+        layers: Names of modules, from the output down; each is randomised with all
+            that is in it. None for every module that holds parameters itself, in the
+            reverse of the order in which the model lists them.
+        seed: Of the random orders.
+
+    Yields:
+        The name of the last layer that was randomised, and the copy; first
+        ``"intact"``. It is one and the same copy, changed when the next is asked for.
+
+    Raises:
+        ValueError: If a layer is not a module of the model, or holds no parameter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> for name, changed in randomised(model):
+        ...     kept = [torch.equal(a, b) for a, b in
+        ...             zip(model.parameters(), changed.parameters())]
+        ...     print(name, kept)
+        intact [True, True, True, True]
+        2 [True, True, False, False]
+        0 [False, False, False, False]
+    """
+    check_count("seed", seed, minimum=0)
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    if layers is None:
+        own = [it for it in modules if list(modules[it].parameters(recurse=False))]
+        layers = own[::-1]
+    for layer in layers:
+        if layer not in modules or not list(modules[layer].parameters()):
+            raise ValueError(f"layers must name modules with parameters, got {layer!r}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def walk() -> Iterator[tuple[str, nn.Module]]:
+        yield INTACT, model
+        for layer in layers:
+            for parameter in modules[layer].parameters():
+                order = torch.randperm(parameter.numel(), generator=generator)
+                values = parameter.detach().reshape(-1)[order.to(parameter.device)]
+                with torch.no_grad():
+                    parameter.copy_(values.reshape(parameter.shape))
+            yield layer, model
+
+    return walk()
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's rank correlation of each pair of maps; ties share their mean rank.
+
+    Args:
+        first: N maps.
+        second: As many, of the same shape.
+
+    Returns:
+        (N,) in [-1, 1], float64; NaN where a map is constant or holds a NaN.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Shape:
+        (N, ...) and (N, ...) -> (N,).
+
+    Example:
+        >>> first = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> rank_correlation(first, torch.tensor([[4.0, 1.0, 2.0, 3.0]]))
+        tensor([-0.2000], dtype=torch.float64)
+    """
+    if first.shape != second.shape or first.dim() < 2:
+        raise ValueError(
+            f"maps must be of one shape (N, ...), got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
+    ranks = [
+        torch.stack([_ranks(one.flatten()) for one in maps]) for maps in (first, second)
+    ]
+    centred = [it - it.mean(dim=1, keepdim=True) for it in ranks]
+    products = (centred[0] * centred[1]).sum(dim=1)
+    norms = (
+        centred[0].square().sum(dim=1).sqrt() * centred[1].square().sum(dim=1).sqrt()
+    )
+    valid = torch.stack([it.flatten(1).isnan().any(dim=1) for it in (first, second)])
+    return (products / norms).masked_fill(valid.any(dim=0), torch.nan).clamp(-1, 1)
+
+
+def sanity_check(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Tensor,
+    methods: Sequence[str],
+    options: Options | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, list[float]]]:
+    """How much of each method's maps survives as layers are randomised.
+
+    Args:
+        model: Inputs (N, 3, H, W) -> scores, in evaluation mode.
+        inputs: Its inputs.
+        target: The output to attribute for each, (N,).
+        methods: Keys of `METHODS`.
+        options: Of the methods. The paper plays the extremal ones with
+            ``game="hybrid"``.
+        layers: As for `randomised`.
+        seed: As for `randomised`.
+
+    Returns:
+        Method -> last randomised layer (first ``"intact"``, 1 by definition) -> rank
+        correlation with the intact model's map, one for each input; NaN for a map that
+        is constant.
+
+    Raises:
+        ValueError: If a method or a layer is unknown.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), head).eval()
+        >>> x, target = torch.rand(1, 3, 8, 8), torch.tensor([0])
+        >>> found = sanity_check(model, x, target, ["gradient"], layers=["2", "0"])
+        >>> list(found["gradient"]), round(found["gradient"]["intact"][0], 6)
+        (['intact', '2', '0'], 1.0)
+    """
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
+    originals: dict[str, Tensor] = {}
+    for layer, changed in randomised(model, layers, seed):
+        for name in methods:
+            saliency = explainer(name, changed, options)(inputs, target).saliency
+            original = originals.setdefault(name, saliency)
+            found[name][layer] = rank_correlation(original, saliency).tolist()
+    return found
+
+
+def plot_sanity(correlations: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """A line for each method: the mean rank correlation over the layers.
+
+    Args:
+        correlations: What `sanity_check` returns.
+
+    Returns:
+        A figure; the layers from the output down, the band is a standard error.
+
+    Example:
+        >>> figure = plot_sanity({"ig": {"intact": [1.0, 1.0], "fc": [0.5, 0.7]}})
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['0', 'ig']
+    """
+    from matplotlib.figure import Figure
+
+    layers = list(next(iter(correlations.values())))
+    width = max(5.0, 0.22 * len(layers) + 2.5)
+    figure = Figure(figsize=(width, 4.0), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="#8A8A8A", linewidth=0.8, label="0")
+    for place, (name, by_layer) in enumerate(correlations.items()):
+        values = torch.tensor([list(by_layer[layer]) for layer in layers])
+        known = values.isfinite()
+        count = known.sum(dim=1).clamp(min=1)
+        mean = values.nanmean(dim=1)
+        spread = (values - mean[:, None]).square().nansum(dim=1) / count
+        error = (spread / count).sqrt()
+        style = _STYLES[place % len(_STYLES)]
+        places = range(len(layers))
+        (line,) = axes.plot(places, mean.tolist(), style, label=name, markersize=4)
+        low, high = (mean - error).tolist(), (mean + error).tolist()
+        axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+    axes.set_ylabel("rank correlation with the intact model's map")
+    axes.set_xlabel("randomised down to this layer")
+    axes.set_ylim(-0.35, 1.05)
+    handles = [line for line in axes.lines if line.get_label() != "0"]
+    axes.legend(handles=handles, frameon=False)
+    return figure
+
+
+_STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Mean ranks of a flat tensor, float64."""
+    _, group, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(dim=0).double()
+    ranks: Tensor = (last - (counts.double() - 1) / 2)[group]
+    return ranks

@@ -1,0 +1,234 @@
+"""``captum-extremal benchmark`` and ``report``: the pointing game over a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+import torch
+
+from captum_extremal import _checks
+from captum_extremal._command_line import prepare_folder
+from captum_extremal.benchmark import (
+    DATASETS,
+    METHODS,
+    PAPER_AREAS,
+    Options,
+    Plan,
+    class_names,
+    local_device,
+    open_images,
+    processes,
+    read,
+    read_pairs,
+    run,
+)
+from captum_extremal.benchmark import report as report_of
+from captum_extremal.benchmark.methods import names_of
+from captum_extremal.benchmark.report import Format, Measure, Report
+from captum_extremal.benchmark.runner import Resize
+from captum_extremal.models import load_model
+
+_DEFAULT_METHODS = "centre,gradient,guided-backprop,grad-cam,occlusion,extremal"
+_RULE = "rule"
+
+
+@click.command()
+@click.option(
+    "--dataset", required=True, type=click.Choice(tuple(DATASETS)), help="Which images."
+)
+@click.option(
+    "--root",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the data set, as its archives unpack.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the results; a run goes on where it left off.",
+)
+@click.option(
+    "--methods",
+    default=_DEFAULT_METHODS,
+    show_default=True,
+    help=f"Names with commas between, of {', '.join(METHODS)}.",
+)
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="State dict of the model; with as many outputs as the data set has classes "
+    "for a fine-tuned one.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Side of the network's input in pixels.  [default: the model's own]",
+)
+@click.option(
+    "--resize",
+    type=click.Choice(get_args(Resize)),
+    default="squash",
+    show_default=True,
+    help="Squash images to the input's size, or fit their shorter side to it.",
+)
+@click.option(
+    "--areas",
+    help="Of the extremal methods, with commas between.  [default: the paper's]",
+)
+@click.option("--layer", help="Of grad-cam.  [default: the last feature map]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Of the extremal methods.  [default: the solver's own]",
+)
+@click.option(
+    "--difficult",
+    default=_RULE,
+    show_default=True,
+    help="JSON list of [image, class]; or rule: small objects that are not alone.",
+)
+@click.option(
+    "--pairs",
+    "pairs_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON list of [image, class] or [image, class, output]: only these.",
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Leave out classes of which the model is less sure.",
+)
+@click.option(
+    "--images", "limit", type=click.IntRange(min=1), help="Only so many, for a trial."
+)
+@click.option("--save-maps", is_flag=True, help="Keep the maps and masks of new rows.")
+@click.option("--device", default="cpu", show_default=True, help="For example cuda.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads of each process.  [default: PyTorch's choice]",
+)
+def benchmark(
+    dataset: str,
+    root: Path,
+    output: Path,
+    methods: str,
+    model: str,
+    weights: Path | None,
+    size: int | None,
+    resize: Resize,
+    areas: str | None,
+    layer: str | None,
+    seed: int,
+    steps: int | None,
+    difficult: str,
+    pairs_file: Path | None,
+    min_probability: float,
+    limit: int | None,
+    save_maps: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Play the pointing game on a whole data set.
+
+    Any number of processes may share the work under torchrun. Nothing is downloaded.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    names = names_of([name.strip() for name in methods.split(",")])
+    options = Options(layer, _areas(areas, dataset), seed=seed, steps=steps)
+    labels = class_names(dataset)
+    pairs = None if pairs_file is None else read_pairs(pairs_file, labels)
+    hard = None if difficult == _RULE else read_pairs(difficult, labels)
+    images = open_images(dataset, root)
+    prepare_folder("--output", output / "rank")
+    loaded = load_model(model, weights)
+    if size is not None:
+        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    plan = Plan(
+        images,
+        loaded.model.to(local_device(device)),
+        loaded.preprocess,
+        names,
+        model_name=model,
+        options=options,
+        resize=resize,
+        min_probability=min_probability,
+        pairs=pairs,
+        difficult=hard,
+        limit=limit,
+        save_maps=save_maps,
+    )
+    if not plan.names:
+        raise click.UsageError("--pairs must name images of the data set, got none")
+    with processes() as rank:
+        content = run(plan, output, rank, show_progress=True)
+        if rank.number == 0:
+            if not content.rows:
+                for failure in content.failures[:1]:
+                    raise click.UsageError(
+                        f"no image could be played, {failure.image}: {failure.error}"
+                    )
+                raise click.UsageError("--min-probability leaves no pair")
+            _print(report_of(content, min_probability=min_probability), "text")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(get_args(Format)),
+    default="text",
+    show_default=True,
+    help="Of the tables.",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(get_args(Measure)),
+    default="hit",
+    show_default=True,
+    help="hit: within 15 pixels of the object; inside: on it; energy: share on it.",
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Leave out classes of which the model is less sure.",
+)
+def report(
+    folder: Path, form: Format, measure: Measure, min_probability: float
+) -> None:
+    """The tables of a benchmark in FOLDER, finished or not."""
+    _print(report_of(read(folder), measure, min_probability), form)
+
+
+def _print(found: Report, form: Format) -> None:
+    """The tables on stdout, what failed on stderr."""
+    click.echo(found.render(form), nl=False)
+    if found.failed:
+        click.echo(f"\n{len(found.failed)} failed:", err=True)
+    for line in found.failed:
+        click.echo(f"  {line}", err=True)
+
+
+def _areas(given: str | None, dataset: str) -> tuple[float, ...]:
+    if given is None:
+        return PAPER_AREAS[dataset]
+    try:
+        return tuple(sorted(set(_checks.check_areas(map(float, given.split(","))))))
+    except ValueError as error:
+        raise click.UsageError(f"--areas: {error}, in {given!r}") from None

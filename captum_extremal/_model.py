@@ -15,7 +15,7 @@ _CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
 
 def training_layers(forward_func: Callable[..., Any]) -> list[str]:
     """Names of the layers in training mode that behave otherwise in evaluation mode."""
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     if model is None:
         return []
     return [
@@ -26,7 +26,7 @@ def training_layers(forward_func: Callable[..., Any]) -> list[str]:
     ]
 
 
-def _module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
+def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
     """The model itself, or the one whose method it is."""
     owner = getattr(forward_func, "__self__", forward_func)
     return owner if isinstance(owner, nn.Module) else None
@@ -42,7 +42,7 @@ def _changes_in_training(module: nn.Module) -> bool:
 
 def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
     """Whether a parameter or buffer can never take part in a gradient."""
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     if model is None:
         return False
     state = itertools.chain(model.parameters(), model.buffers())
@@ -57,7 +57,7 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
     its dropout draws from the global generators. Of a function that merely calls a
     model nothing is known, and nothing of that model is put back.
     """
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     held = [] if model is None else list(model.buffers())
     buffers = [(buffer, buffer.clone()) for buffer in held]
     cuda = [device] if device.type == "cuda" else []
@@ -96,7 +96,7 @@ def layer_output(
 
     Raises:
         TypeError: If the layer does not give one tensor, alone or in a tuple.
-        RuntimeError: If the layer does not run exactly once.
+        ValueError: If the layer does not run exactly once.
     """
     outputs: list[Any] = []
 
@@ -115,7 +115,7 @@ def layer_output(
     finally:
         handle.remove()
     if len(outputs) != 1:
-        raise RuntimeError(
+        raise ValueError(
             "layer must run once in each call of forward_func, but ran "
             f"{len(outputs)} times"
         )

@@ -55,14 +55,22 @@ def check_differentiable(forward_func: Callable[..., Any]) -> None:
         )
 
 
-def warn_of_training(forward_func: Callable[..., Any]) -> bool:
-    """Warn of a model whose scores depend on the batch or on chance; whether it is."""
+def warn_of_training(
+    forward_func: Callable[..., Any], outputs: str = "scores", found: str = "masks"
+) -> bool:
+    """Warn of a model whose scores depend on the batch or on chance; whether it is.
+
+    Args:
+        forward_func: The caller's model.
+        outputs: What is taken from the model, as the warning names it.
+        found: What is made with it.
+    """
     layers = training_layers(forward_func)
     if layers:
         warnings.warn(
             f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-            f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
-            "batch or on chance. Call forward_func.eval() for meaningful masks",
+            f"{', ...' if len(layers) > 3 else ''}): its {outputs} depend on the "
+            f"batch or on chance. Call forward_func.eval() for meaningful {found}",
             stacklevel=_caller_level(),
         )
     return bool(layers)

@@ -572,9 +572,9 @@ def test_a_forward_without_gradients():
 def test_a_layer_that_runs_twice_or_never():
     shared = nn.ReLU()
     twice = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.Conv2d(3, 3, 1), shared)
-    with pytest.raises(RuntimeError, match=r"layer must run once .* but ran 2 times"):
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 2 times"):
         FeatureInversion(twice, shared).channel(0, size=SIZE)
-    with pytest.raises(RuntimeError, match=r"layer must run once .* but ran 0 times"):
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 0 times"):
         FeatureInversion(lambda x: x, shared).channel(0, size=SIZE)
 
 

@@ -114,6 +114,21 @@ def check_positive(name: str, value: float) -> float:
     return number
 
 
+def check_finite(name: str, value: float) -> float:
+    """A finite number, returned as a float.
+
+    Example:
+        >>> check_finite("mean", float("nan"))
+        Traceback (most recent call last):
+        ...
+        ValueError: mean must be finite, got nan
+    """
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
 def check_non_negative(name: str, value: float) -> float:
     """A finite number that is zero or more, returned as a float.
 

@@ -301,11 +301,11 @@ def check_sufficient(masks: Tensor) -> None:
         ...
         ValueError: masks must not be NaN, got NaN in row 1: no area sufficed for that image (smallest_sufficient_mask); leave its row out
     """  # noqa: E501
-    rows = masks.detach().isnan().flatten(1).any(dim=1).nonzero()
-    if len(rows):
+    missing = masks.detach().isnan().any(dim=1).tolist()
+    if any(missing):
         raise ValueError(
-            f"masks must not be NaN, got NaN in row {int(rows[0])}: no area sufficed "
-            "for that image (smallest_sufficient_mask); leave its row out"
+            f"masks must not be NaN, got NaN in row {missing.index(True)}: no area "
+            "sufficed for that image (smallest_sufficient_mask); leave its row out"
         )
 
 

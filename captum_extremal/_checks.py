@@ -114,6 +114,21 @@ def check_positive(name: str, value: float) -> float:
     return number
 
 
+def check_finite(name: str, value: float) -> float:
+    """A finite number, returned as a float.
+
+    Example:
+        >>> check_finite("mean", float("nan"))
+        Traceback (most recent call last):
+        ...
+        ValueError: mean must be finite, got nan
+    """
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
+
+
 def check_non_negative(name: str, value: float) -> float:
     """A finite number that is zero or more, returned as a float.
 
@@ -164,6 +179,31 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def check_channel_dim(shape: Sequence[int], channel_dim: int) -> int:
+    """The dimension of the channels of an activation, counted from the front.
+
+    Example:
+        >>> check_channel_dim((2, 8, 7, 7), -3)
+        1
+        >>> check_channel_dim((2, 8, 7, 7), 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: channel_dim must lie in [1, 3] or [-3, -1] for an activation of shape (2, 8, 7, 7), got 4
+    """  # noqa: E501
+    dim = check_count("channel_dim", channel_dim, minimum=-(10**6))
+    last = len(shape) - 1
+    if last < 1:
+        raise ValueError(
+            f"activations must have channels besides their examples, got {tuple(shape)}"
+        )
+    if not (1 <= dim <= last or -last <= dim <= -1):
+        raise ValueError(
+            f"channel_dim must lie in [1, {last}] or [-{last}, -1] for an activation "
+            f"of shape {tuple(shape)}, got {channel_dim}"
+        )
+    return dim % len(shape)
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

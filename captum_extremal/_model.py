@@ -15,14 +15,22 @@ from torch import Tensor, nn
 _CHANGE_IN_TRAINING = ("BatchNorm", "Dropout", "InstanceNorm")
 
 
-def warn_of_training(forward_func: Callable[..., Any]) -> bool:
-    """Whether the model is in training mode and that matters; if so, a warning."""
+def warn_of_training(
+    forward_func: Callable[..., Any], outputs: str = "scores", found: str = "masks"
+) -> bool:
+    """Warn of a model whose scores depend on the batch or on chance; whether it is.
+
+    Args:
+        forward_func: The caller's model.
+        outputs: What is taken from the model, as the warning names it.
+        found: What is made with it.
+    """
     layers = training_layers(forward_func)
     if layers:
         warnings.warn(
             f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-            f"{', ...' if len(layers) > 3 else ''}): its scores depend on the "
-            "batch or on chance. Call forward_func.eval() for meaningful masks",
+            f"{', ...' if len(layers) > 3 else ''}): its {outputs} depend on the "
+            f"batch or on chance. Call forward_func.eval() for meaningful {found}",
             stacklevel=_caller_level(),
         )
     return bool(layers)
@@ -39,7 +47,7 @@ def _caller_level() -> int:
 
 def training_layers(forward_func: Callable[..., Any]) -> list[str]:
     """Names of the layers in training mode that behave otherwise in evaluation mode."""
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     if model is None:
         return []
     return [
@@ -50,7 +58,7 @@ def training_layers(forward_func: Callable[..., Any]) -> list[str]:
     ]
 
 
-def _module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
+def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
     """The model itself, or the one whose method it is."""
     owner = getattr(forward_func, "__self__", forward_func)
     return owner if isinstance(owner, nn.Module) else None
@@ -66,7 +74,7 @@ def _changes_in_training(module: nn.Module) -> bool:
 
 def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
     """Whether a parameter or buffer can never take part in a gradient."""
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     if model is None:
         return False
     state = itertools.chain(model.parameters(), model.buffers())
@@ -90,7 +98,7 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
     its dropout draws from the global generators. Of a function that merely calls a
     model nothing is known, and nothing of that model is put back.
     """
-    model = _module_of(forward_func)
+    model = module_of(forward_func)
     held = [] if model is None else list(model.buffers())
     buffers = [(buffer, buffer.clone()) for buffer in held]
     cuda = [device] if device.type == "cuda" else []
@@ -129,7 +137,7 @@ def layer_output(
 
     Raises:
         TypeError: If the layer does not give one tensor, alone or in a tuple.
-        RuntimeError: If the layer does not run exactly once.
+        ValueError: If the layer does not run exactly once.
     """
     outputs: list[Any] = []
 
@@ -148,7 +156,7 @@ def layer_output(
     finally:
         handle.remove()
     if len(outputs) != 1:
-        raise RuntimeError(
+        raise ValueError(
             "layer must run once in each call of forward_func, but ran "
             f"{len(outputs)} times"
         )

@@ -458,7 +458,7 @@ def _check_activations(
     activations: tuple[Tensor, ...], num_images: int, channel_dim: int
 ) -> int:
     """The channel dimension, counted from the front."""
-    dim = _checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
+    _checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
     found = set()
     for activation in activations:
         _checks.check_floating("what layer gives", activation)
@@ -468,17 +468,12 @@ def _check_activations(
                 f"layer must give one row for each of the {num_images} examples, got "
                 f"an activation of shape {shape}"
             )
-        last = len(shape) - 1
-        if last < 1:
+        if len(shape) < 2:
             raise ValueError(f"layer must give channels, got values of shape {shape}")
-        if not (1 <= dim <= last or -last <= dim <= -1):
-            raise ValueError(
-                f"channel_dim must lie in [1, {last}] or [-{last}, -1] for an "
-                f"activation of shape {shape}, got {channel_dim}"
-            )
+        dim = _checks.check_channel_dim(shape, channel_dim)
         if not activation.isfinite().all():
             raise ValueError("layer must give finite values, got NaN or infinity")
-        found.add(dim % len(shape))
+        found.add(dim)
     if len(found) > 1:
         raise ValueError(
             "channel_dim must mean the same dimension of each of the layer's tensors, "

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from captum_extremal import _files
+from captum_extremal import _checks, _files
 from captum_extremal._curve import monotonic, smallest_sufficient
 
 _FORMAT = "captum_extremal.ChannelResult/1"
@@ -132,7 +132,8 @@ class ChannelResult:
             The activation without its channel dimension, (N, ...); NaN where a mask is.
 
         Raises:
-            TypeError: If the layer has several tensors: a map of each is meant then.
+            TypeError: If the layer has several tensors: a map of each is meant then;
+                or ``masks`` are not a floating point tensor.
             ValueError: If ``masks`` is not (N, K).
         """
         if not isinstance(self.activations, Tensor):
@@ -141,13 +142,8 @@ class ChannelResult:
                 f"{len(self.activations)}: take one of each with dataclasses.replace"
             )
         chosen = self.smallest_sufficient_mask() if masks is None else masks
-        legal = (len(self.activations), self.activations.shape[self.channel_dim])
-        if not isinstance(chosen, Tensor) or tuple(chosen.shape) != legal:
-            got = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen)
-            raise ValueError(f"masks must be of shape {legal}, got {got}")
-        channels_last = self.activations.movedim(self.channel_dim, -1)
-        shape = (len(chosen), *[1] * (channels_last.dim() - 2), -1)
-        return (channels_last * chosen.to(channels_last).view(shape)).sum(dim=-1)
+        assert isinstance(chosen, Tensor)
+        return saliency(self.activations, chosen, self.channel_dim)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the count below a*, for each image (eq. 8).
@@ -231,6 +227,85 @@ class ChannelResult:
                 if name.startswith(prefix)
             },
             settings=about["settings"],
+        )
+
+
+def masked(activations: Tensor, masks: Tensor, channel_dim: int = 1) -> Tensor:
+    """Activations with each channel times its mask, m * a.
+
+    Args:
+        activations: Of a layer, (N, ...) with K channels along ``channel_dim``.
+        masks: One value for each channel, (N, K), on any device.
+        channel_dim: The dimension of the channels.
+
+    Returns:
+        A tensor like ``activations``; NaN where a mask is.
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If a tensor is not floating point.
+
+    Example:
+        >>> masked(torch.tensor([[1.0, 10.0, 100.0]]), torch.tensor([[1.0, 0.0, 0.5]]))
+        tensor([[ 1.,  0., 50.]])
+    """
+    _checks.check_floating("activations", activations)
+    _checks.check_floating("masks", masks)
+    dim = _checks.check_channel_dim(activations.shape, channel_dim)
+    legal = (len(activations), activations.shape[dim])
+    if tuple(masks.shape) != legal:
+        raise ValueError(
+            f"masks must be of shape {legal}, one value for each channel, got "
+            f"{tuple(masks.shape)}"
+        )
+    shape = [1] * activations.dim()
+    shape[0], shape[dim] = legal
+    return activations * masks.to(activations).reshape(shape)
+
+
+def saliency(activations: Tensor, masks: Tensor, channel_dim: int = 1) -> Tensor:
+    """Where masked channels are active: v = sum_k m^k * a^k (eq. 11).
+
+    Args:
+        activations: As in `masked`.
+        masks: As in `masked`.
+        channel_dim: As in `masked`.
+
+    Returns:
+        The activations without their channels, (N, ...); NaN where a mask is.
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If a tensor is not floating point.
+
+    Example:
+        >>> activations = torch.tensor([[[1.0, 2.0], [10.0, 20.0]]])  # 2 channels
+        >>> saliency(activations, torch.tensor([[1.0, 0.5]]))
+        tensor([[ 6., 12.]])
+    """
+    return masked(activations, masks, channel_dim).sum(dim=channel_dim)
+
+
+def check_sufficient(masks: Tensor) -> None:
+    """Refuse the rows of `smallest_sufficient_mask` for which no area sufficed.
+
+    Args:
+        masks: (N, K).
+
+    Raises:
+        ValueError: If a row holds NaN; it names the first.
+
+    Example:
+        >>> check_sufficient(torch.tensor([[1.0, 0.0], [torch.nan, torch.nan]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: masks must not be NaN, got NaN in row 1: no area sufficed for that image (smallest_sufficient_mask); leave its row out
+    """  # noqa: E501
+    missing = masks.detach().isnan().any(dim=1).tolist()
+    if any(missing):
+        raise ValueError(
+            f"masks must not be NaN, got NaN in row {missing.index(True)}: no area "
+            "sufficed for that image (smallest_sufficient_mask); leave its row out"
         )
 
 

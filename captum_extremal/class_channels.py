@@ -6,26 +6,35 @@ Sec. 5.2 of the paper: the optimal masks of the images of a class c have the mea
           k^*_c = \operatorname{argmax}_k \bar m_c^k .
 
 `ClassChannels` gathers the means, `ExcitingImages` the images that excite each channel
-most; both take batches, can be merged and saved. They hold sums on the CPU in float64,
-so that the order of the batches, and where they were computed, hardly matters.
+most; both take batches, can be merged and saved, and hold what they have on the CPU.
+The means come from sums in float64, so that the order of the batches, and where they
+were computed, hardly matters; the largest activations are held in float32.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from captum_extremal._checks import check_count, check_floating
+from captum_extremal import _files
+from captum_extremal._checks import (
+    check_channel_dim,
+    check_choice,
+    check_count,
+    check_floating,
+)
+from captum_extremal.channel_result import check_sufficient
 
 Label = int | str
+Gathered = TypeVar("Gathered")
+_CLASSES = "captum_extremal.ClassChannels/1"
+_IMAGES = "captum_extremal.ExcitingImages/1"
 
 
 class ClassChannels:
@@ -69,14 +78,15 @@ class ClassChannels:
 
         Args:
             masks: One value in [0, 1] for each channel, (N, K), on any device.
-            labels: The class of each image, whole numbers or names: a tensor (N,) or a
-                sequence, or one class for all.
+            labels: The class of each image, whole numbers or names: a tensor or array
+                (N,) or a sequence, or one class for all.
 
         Raises:
             TypeError: If ``masks`` are not a floating point tensor, or a label is
                 neither a whole number nor a string.
             ValueError: If the shapes do not agree with each other or with former masks,
-                or values are not in [0, 1].
+                or values are not in [0, 1]: NaN marks images for which no area sufficed
+                (`ChannelResult.smallest_sufficient_mask`), to be left out.
         """
         masks = self._checked(masks)
         names = _labels(labels, len(masks))
@@ -134,20 +144,35 @@ class ClassChannels:
         width = self.num_channels or 0
         sums = list(self._sums.values())
         tensors = {"sums": torch.stack(sums) if sums else torch.zeros(0, width)}
-        about = {"labels": list(self._counts), "counts": list(self._counts.values())}
-        _write(path, self, tensors, about)
+        about = {
+            "format": _CLASSES,
+            "labels": list(self._counts),
+            "counts": list(self._counts.values()),
+        }
+        _files.write(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassChannels:
         """Read what `save` wrote; nothing in the file is executed.
 
         Raises:
-            ValueError: If the file holds something else.
+            OSError: If there is no such file, or it cannot be read.
+            ValueError: If the file is not one of `save`.
         """
-        tensors, about = _read(path, cls)
+        return _read(path, cls, _CLASSES, cls._from_file)
+
+    @classmethod
+    def _from_file(
+        cls, about: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> ClassChannels:
+        labels = [_label(label) for label in about["labels"]]
+        counts = [check_count("counts", count) for count in about["counts"]]
+        sums = tensors["sums"]
+        _check_file(sums.dim() == 2 and (not labels or sums.shape[1] > 0), "sums")
+        _check_file(len(set(labels)) == len(labels), "labels")
         loaded = cls()
-        loaded._sums = dict(zip(about["labels"], tensors["sums"], strict=True))
-        loaded._counts = dict(zip(about["labels"], about["counts"], strict=True))
+        loaded._sums = dict(zip(labels, sums.double(), strict=True))
+        loaded._counts = dict(zip(labels, counts, strict=True))
         return loaded
 
     def _checked(self, masks: Tensor) -> Tensor:
@@ -155,6 +180,7 @@ class ClassChannels:
         if masks.dim() != 2 or masks.shape[1] == 0:
             raise ValueError(f"masks must be of shape (N, K), got {tuple(masks.shape)}")
         self._check_width(masks.shape[1])
+        check_sufficient(masks)
         masks = masks.detach().cpu().double()
         if not ((masks >= 0) & (masks <= 1)).all():
             raise ValueError("masks must lie in [0, 1], got other values")
@@ -193,8 +219,7 @@ class ExcitingImages:
 
     def __init__(self, num_images: int = 9, reduction: str = "mean") -> None:
         self.num_images = check_count("num_images", num_images)
-        if reduction not in _REDUCTIONS:
-            raise ValueError(f"reduction must be 'mean' or 'max', got {reduction!r}")
+        check_choice("reduction", reduction, _REDUCTIONS)
         self.reduction = reduction
         self._values = torch.empty(0, 0)  # (K, up to num_images), descending
         self._places = torch.empty(0, 0, dtype=torch.long)  # likewise, in _images
@@ -216,23 +241,24 @@ class ExcitingImages:
 
         Args:
             activations: Of the layer, (N, ...) with channels along ``channel_dim``.
-            image_ids: The caller's name or number of each image.
+            image_ids: The caller's name, path or number of each image.
             channel_dim: The dimension of the channels.
 
         Raises:
             TypeError: If ``activations`` are not a floating point tensor, or an id is
-                neither a whole number nor a string.
+                neither a whole number nor a string or path.
             ValueError: If the shapes do not agree with each other or with former ones,
                 or values are not finite.
         """
         check_floating("activations", activations)
-        if not 0 < channel_dim % max(activations.dim(), 1) < activations.dim():
+        dim = check_channel_dim(activations.shape, channel_dim)
+        if 0 in activations.shape[1:]:
             raise ValueError(
-                f"channel_dim must be a dimension of activations after the first, "
-                f"{tuple(activations.shape)}, got {channel_dim}"
+                "activations must have values for each image, got shape "
+                f"{tuple(activations.shape)}"
             )
-        first = activations.detach().movedim(channel_dim, 1)
-        places = first.reshape(*first.shape[:2], -1).float()
+        first = activations.detach().movedim(dim, 1).float()
+        places = first.flatten(2) if first.dim() > 2 else first.unsqueeze(2)
         values = places.mean(dim=2) if self.reduction == "mean" else places.amax(dim=2)
         if not values.isfinite().all():
             raise ValueError("activations must be finite, got NaN or inf")
@@ -278,23 +304,37 @@ class ExcitingImages:
             OSError: If the folder does not exist or cannot be written to.
         """
         about = {
+            "format": _IMAGES,
             "num_images": self.num_images,
             "reduction": self.reduction,
             "images": self._images,
         }
-        _write(path, self, {"values": self._values, "places": self._places}, about)
+        tensors = {"values": self._values, "places": self._places}
+        _files.write(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExcitingImages:
         """Read what `save` wrote; nothing in the file is executed.
 
         Raises:
-            ValueError: If the file holds something else.
+            OSError: If there is no such file, or it cannot be read.
+            ValueError: If the file is not one of `save`.
         """
-        tensors, about = _read(path, cls)
+        return _read(path, cls, _IMAGES, cls._from_file)
+
+    @classmethod
+    def _from_file(
+        cls, about: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> ExcitingImages:
         loaded = cls(about["num_images"], about["reduction"])
-        loaded._values, loaded._places = tensors["values"], tensors["places"]
-        loaded._images = about["images"]
+        values, places = tensors["values"], tensors["places"]
+        images = [_label(image) for image in about["images"]]
+        _check_file(values.dim() == 2 and values.shape == places.shape, "values")
+        _check_file(values.shape[1] <= loaded.num_images, "values")
+        known = (places >= 0) & (places < len(images))
+        _check_file(places.dtype == torch.long and bool(known.all()), "places")
+        loaded._values, loaded._places = values.float(), places
+        loaded._images = images
         return loaded
 
     def _add(self, values: Tensor, places: Tensor, images: Iterable[Label]) -> None:
@@ -328,11 +368,13 @@ def _labels(
     labels: object, count: int, argument: str = "labels", one_for_all: bool = True
 ) -> list[Label]:
     """One label for each of ``count`` images, as plain ints and strings."""
-    if isinstance(labels, Tensor):
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise TypeError(f"{argument} must be whole numbers, got {labels.dtype}")
+    if isinstance(labels, Tensor) and (
+        labels.is_floating_point() or labels.dtype == torch.bool
+    ):
+        raise TypeError(f"{argument} must be whole numbers, got {labels.dtype}")
+    if hasattr(labels, "tolist"):  # of PyTorch or NumPy
         labels = labels.tolist()
-    if isinstance(labels, int | str) and one_for_all:
+    if isinstance(labels, Integral | str | os.PathLike) and one_for_all:
         labels = [labels] * count
     if not isinstance(labels, Sequence) or isinstance(labels, str):
         raise TypeError(
@@ -342,42 +384,39 @@ def _labels(
         raise ValueError(
             f"{argument} must be one for each of {count} images, got {len(labels)}"
         )
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise TypeError(
-                f"{argument} must be whole numbers or strings, got {label!r}"
-            )
-    return list(labels)
+    return [_label(label, argument) for label in labels]
 
 
-def _write(
-    path: str | os.PathLike[str],
-    what: object,
-    tensors: dict[str, Tensor],
-    about: dict[str, Any],
-) -> None:
-    about = {"type": type(what).__name__, **about}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        save_file(contiguous, partial, {"captum_extremal": json.dumps(about)})
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _label(label: object, argument: str = "labels") -> Label:
+    """A whole number, of PyTorch or NumPy too, a string or a path as int or str."""
+    plain = label
+    if isinstance(label, Tensor) and label.dim() == 0:
+        plain = label.item()
+    elif isinstance(label, os.PathLike):
+        plain = os.fspath(label)
+    if isinstance(plain, Integral) and not isinstance(plain, bool):
+        return int(plain)
+    if isinstance(plain, str):
+        return str(plain)
+    raise TypeError(f"{argument} must be whole numbers or strings, got {label!r}")
 
 
 def _read(
-    path: str | os.PathLike[str], kind: type
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path: str | os.PathLike[str],
+    kind: type,
+    format_name: str,
+    parse: Callable[[dict[str, Any], dict[str, Tensor]], Gathered],
+) -> Gathered:
+    """What ``parse`` makes of a file of this format, or a ValueError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["captum_extremal"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["type"] != kind.__name__:
-            raise ValueError(f"type must be {kind.__name__}, got {about['type']}")
+        tensors, about = _files.read(path)
+        if about["format"] != format_name:
+            raise ValueError(f"format must be {format_name}, got {about['format']}")
+        return parse(about, tensors)
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"path must be a saved {kind.__name__}, got {path}") from error
-    return tensors, about
+
+
+def _check_file(fits: bool, what: str) -> None:
+    if not fits:
+        raise ValueError(f"{what} must be as saved, got other values")

@@ -51,8 +51,9 @@ class ImagePrior:
         jitter: The image is moved by up to so many pixels along each axis.
         scale: Its size changes by a factor in ``[1 - scale, 1 + scale]``; below 1.
         rotate: It is turned by up to so many degrees either way.
-        total_variation: Weight of `total_variation` in what is minimised, in units of
-            the score of one image.
+        total_variation: Weight of `total_variation` in what is minimised, besides the
+            negative score of an image. Its unit is that of the score: for a channel
+            that of the layer, for an activation 1.
 
     Raises:
         TypeError: If an argument is not a number.
@@ -102,11 +103,11 @@ def spectrum_scale(size: tuple[int, int], decay: float = 1.0) -> Tensor:
     scale = torch.hypot(rows, columns).maximum(lowest) ** -decay
     # The columns without a mirror image among the negative frequencies: there the
     # inverse transform keeps the symmetric half of what it is given.
-    alone = torch.zeros(width // 2 + 1, dtype=torch.bool)
-    alone[0] = True
-    alone[-1] |= width % 2 == 0
-    variance = (scale**2 * torch.where(alone, 2.0, 4.0)).sum() / (height * width)
-    return (scale * torch.where(alone, math.sqrt(2), 1.0) / variance.sqrt()).float()
+    alone = torch.zeros(width // 2 + 1, dtype=torch.float64)
+    alone[0] = 1
+    alone[-1] = max(float(alone[-1]), width % 2 == 0)
+    variance = (scale**2 * (4 - 2 * alone)).sum() / (height * width)
+    return (scale * (1 + (math.sqrt(2) - 1) * alone) / variance.sqrt()).float()
 
 
 def colour_root(num_channels: int, decorrelate: bool = True) -> Tensor:
@@ -129,7 +130,7 @@ def colour_root(num_channels: int, decorrelate: bool = True) -> Tensor:
     covariance = torch.tensor(COLOUR_COVARIANCE, dtype=torch.float64)
     if not decorrelate or num_channels != 3:
         variance = covariance.diagonal().mean()
-        return torch.eye(num_channels) * variance.sqrt().float()
+        return torch.eye(num_channels, dtype=torch.float32) * variance.sqrt().float()
     values, axes = torch.linalg.eigh(covariance)
     axes = axes * axes.sum(dim=0).sign()  # the sign of an axis is left to the library
     root: Tensor = (axes * values.sqrt()).flip(1).float()
@@ -187,7 +188,7 @@ def random_views(
     """
     check_count("count", count)
     height, width = size
-    chance = 2 * torch.rand(count, 4, generator=generator) - 1
+    chance = 2 * torch.rand(count, 4, generator=generator, dtype=torch.float32) - 1
     angle = chance[:, 0] * math.radians(prior.rotate)
     zoom = 1 + chance[:, 1] * prior.scale
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom

@@ -13,8 +13,6 @@ not move the maximum. The image obeys an `ImagePrior`, without which it would be
 from __future__ import annotations
 
 import itertools
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_extremal import _checks
+from captum_extremal import _checks, channel_result
 from captum_extremal._captum import ProgressBar, progress_bar
 from captum_extremal._model import (
     as_found,
+    check_differentiable,
     layer_output,
-    made_in_inference_mode,
-    training_layers,
+    module_of,
+    warn_of_training,
 )
 from captum_extremal.image_priors import (
     ImagePrior,
@@ -42,8 +41,12 @@ from captum_extremal.image_priors import (
 
 _START = 0.01  # standard deviation of the first coefficients: a nearly grey image
 _SMALL = 1e-5  # share of the largest gradient below which Adam sees rounding errors
-_AWAKE_BY = 15  # the step by which a score must have moved
-_MOST_PREFIX_TOKENS = 8  # class and register tokens of a transformer
+_VIEWS = 16  # of the first image: a score without gradient must differ among them
+_PREFIX_TOKENS = (0, 1, 2, 4, 5, 8)  # class and register tokens of a transformer
+_CUT = (
+    "forward_func must let gradients pass from the image to layer, but the layer's "
+    "output has none (torch.no_grad, or detached?)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,8 @@ class Inversion:
     Attributes:
         images: To be shown, in [0, 1], (N, C, H, W).
         inputs: The same normalised, as the model takes them, (N, C, H, W).
-        scores: What was maximised, at the end and of the images as they are, (N,).
+        scores: What was maximised, at the end and of the images as they are, (N,);
+            without the total variation of the prior.
         history: The same at each step, of the view that the step saw, (N, iterations).
 
     Example:
@@ -92,7 +96,11 @@ class ChannelComparison:
 
 
 def channel_saliency(
-    activations: Tensor, masks: Tensor, size: tuple[int, int], channel_dim: int = 1
+    activations: Tensor,
+    masks: Tensor,
+    size: tuple[int, int],
+    channel_dim: int = 1,
+    grid: tuple[int, int] | None = None,
 ) -> Tensor:
     r"""Where the masked channels are active (eq. 11), over the image.
 
@@ -106,13 +114,16 @@ def channel_saliency(
         size: Height and width of the image in pixels, to which v is brought by bilinear
             interpolation.
         channel_dim: The dimension of the channels, 1 for convolutions.
+        grid: Rows and columns of a transformer's patches; None for those of square
+            patches that fit ``size`` and leave 0, 1, 2, 4, 5 or 8 tokens for the
+            class and registers.
 
     Returns:
-        v, (N, 1, H, W). It is negative where the channels are.
+        v, (N, 1, H, W). It is negative where the channels are, NaN where a mask is.
 
     Raises:
         ValueError: If the shapes do not agree, or the activations have no place in the
-            image.
+            image, or no single one: then ``grid`` is needed.
         TypeError: If a tensor is not floating point.
 
     Example:
@@ -120,18 +131,23 @@ def channel_saliency(
         >>> channel_saliency(activations, torch.tensor([[1.0, 0.0, 0.5]]), (1, 2))
         tensor([[[[51., 51.]]]])
     """
-    size = _size(size)
-    masked = _masked(activations, masks, channel_dim)
-    summed = masked.sum(dim=channel_dim, keepdim=True).movedim(channel_dim, 1)
-    if summed.dim() == 3:
-        rows, columns = _token_grid(summed.shape[2], size)
-        summed = summed[:, :, -rows * columns :].unflatten(2, (rows, columns))
-    if summed.dim() != 4:
+    size = _pair("size", size)
+    with torch.no_grad():
+        summed = channel_result.saliency(activations, masks, channel_dim)
+    if summed.dim() == 2:
+        grid = _token_grid(summed.shape[1], size, grid)
+        summed = summed[:, -grid[0] * grid[1] :].unflatten(1, grid)
+    if summed.dim() != 3:
         raise ValueError(
             "activations must have rows and columns, or tokens, besides their "
             f"channels, got {tuple(activations.shape)}"
         )
-    return F.interpolate(summed, size, mode="bilinear", align_corners=False)
+    if grid is not None and tuple(summed.shape[1:]) != _pair("grid", grid):
+        raise ValueError(
+            f"grid must be that of the activations, {tuple(summed.shape[1:])}, got "
+            f"{tuple(grid)}"
+        )
+    return F.interpolate(summed[:, None], size, mode="bilinear", align_corners=False)
 
 
 class FeatureInversion:
@@ -146,8 +162,9 @@ class FeatureInversion:
     Args:
         forward_func: The model, or a function of images (N, C, H, W) that runs it. It
             is neither moved nor put in evaluation mode. Images are made on the device
-            and in the precision of the first parameter of ``layer`` or the model; on
-            the CPU in float32 where there is none.
+            of the first parameter of the model, or of ``layer`` where the model has
+            none or is not known, and seen by the model in the precision of that
+            parameter; on the CPU in float32 where there is none.
         layer: A module that runs once in each call and gives one tensor.
         mean: Of the model's normalisation ``(image - mean) / std``, one value for each
             colour; as many as the images have colours.
@@ -200,15 +217,16 @@ class FeatureInversion:
         self.prior = ImagePrior() if prior is None else prior
         if not isinstance(self.prior, ImagePrior):
             raise TypeError(f"prior must be an ImagePrior, got {type(prior).__name__}")
+        self._warned_of_training = False
         self.iterations = _checks.check_count("iterations", iterations)
         self.learning_rate = _checks.check_positive("learning_rate", learning_rate)
 
-    @torch.inference_mode(False)
     def activations(self, inputs: Tensor) -> Tensor:
         """The layer's output, which `invert` takes.
 
         Args:
-            inputs: Normalised images (N, C, H, W), as the model takes them.
+            inputs: Normalised images (N, C, H, W), as the model takes them. They are
+                brought to the device and precision of its first parameter.
 
         Returns:
             The layer's output, without a graph.
@@ -216,14 +234,20 @@ class FeatureInversion:
         Raises:
             TypeError: If ``inputs`` are not a floating point tensor, or the layer does
                 not give one tensor.
-            ValueError: If ``inputs`` are of another shape.
-            RuntimeError: If the layer does not run exactly once.
+            ValueError: If ``inputs`` are of another shape, or the layer does not run
+                exactly once.
+            RuntimeError: If the model was made inside ``torch.inference_mode()``.
         """
         self._check_inputs(inputs)
-        with as_found(self.forward_func, inputs.device), torch.no_grad():
-            return layer_output(self.forward_func, self.layer, inputs.detach().clone())
+        self._check_model()
+        first = self._first_parameter()
+        with torch.inference_mode(False), torch.no_grad():
+            images = inputs.detach().clone()
+            if first is not None:
+                images = images.to(first.device, first.dtype)
+            with as_found(self.forward_func, images.device):
+                return layer_output(self.forward_func, self.layer, images)
 
-    @torch.inference_mode(False)
     def invert(
         self,
         activations: Tensor,
@@ -237,14 +261,15 @@ class FeatureInversion:
         """An image for each activation (eq. 12).
 
         Args:
-            activations: What `activations` gives for images of this size, (N, ...).
+            activations: What `activations` gives for images of this size, (N, ...), on
+                any device.
             masks: Weights of the channels, (N, K), for example the masks of a channel
                 perturbation, in [0, 1]; None for the whole activation.
             size: Height and width of the images in pixels.
-            seed: Where the images start and how they are moved: the same seed gives the
-                same images.
-            images_per_run: Bounds the images of one forward. The result is the same for
-                every value.
+            seed: Where the images start and how they are moved. The same seed gives the
+                same images, exactly so on the CPU; elsewhere up to rounding.
+            images_per_run: Bounds the images of one forward. It changes the result by
+                rounding alone.
             show_progress: Whether to show a progress bar (tqdm, on stderr).
 
         Returns:
@@ -254,41 +279,25 @@ class FeatureInversion:
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes do not agree, a value is not finite or out of range,
-                or nothing of an activation is left.
-            RuntimeError: If the layer does not run exactly once, or no gradient reaches
-                the image, as from a channel whose ReLU is off everywhere.
+                nothing of an activation is left, or the layer does not run exactly
+                once.
+            RuntimeError: If no gradient reaches the image, as from a channel whose ReLU
+                is off everywhere, or it is not finite.
         """
-        if masks is None:
-            _checks.check_floating("activations", activations)
-            target = activations.detach().clone()
-        else:
-            target = _masked(activations, masks, self.channel_dim)
-        target = target.float()
-        squares = target.flatten(1).square().sum(dim=1)
-        if not squares.isfinite().all():
-            raise ValueError("activations and masks must be finite, got NaN or inf")
-        if not squares.all():
-            row = int(squares.argmin())
-            raise ValueError(
-                f"activations must not be 0 everywhere, got 0 in row {row}"
-                + (" once masked" if masks is not None else "")
+        size = _pair("size", size)
+        with torch.inference_mode(False):
+            if masks is None:
+                _checks.check_floating("activations", activations)
+                target, after = activations.detach().clone(), ""
+            else:
+                target = _masked(activations, masks, self.channel_dim)
+                after = " once masked"
+            _check_rows(target)
+            called = [f"row {row}{after}" for row in range(len(target))]
+            return self._invert(
+                target, called, size, seed, images_per_run, show_progress
             )
 
-        def score(found: Tensor, rows: Tensor) -> Tensor:
-            return (target[rows] * found).flatten(1).sum(dim=1) / squares[rows]
-
-        def fits(found: Tensor) -> None:
-            if found.shape[1:] != target.shape[1:]:
-                raise ValueError(
-                    f"activations must be of shape (N, "
-                    f"{', '.join(map(str, found.shape[1:]))}), which the layer gives "
-                    f"for images of size {tuple(size)}, got {tuple(target.shape)}"
-                )
-
-        rows = torch.arange(len(target), device=target.device)
-        return self._make(score, fits, rows, size, seed, images_per_run, show_progress)
-
-    @torch.inference_mode(False)
     def channel(
         self,
         channels: int | Sequence[int] | Tensor,
@@ -313,19 +322,19 @@ class FeatureInversion:
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If the layer has no such channel, or a value is out of range.
-            RuntimeError: If the layer does not run exactly once, or no gradient reaches
-                the image, as from a channel whose ReLU is off everywhere.
+            ValueError: If the layer has no such channel, a value is out of range, or
+                the layer does not run exactly once.
+            RuntimeError: If no gradient reaches the image, as from a channel whose ReLU
+                is off everywhere, or it is not finite.
         """
-        device, _ = self._place()
-        chosen = _channels(channels).to(device)
-
-        def means(found: Tensor) -> Tensor:
-            first = found.movedim(self.channel_dim, 1)
-            return first.reshape(*first.shape[:2], -1).mean(dim=2)
+        size = _pair("size", size)
+        chosen = _channels(channels)
 
         def score(found: Tensor, rows: Tensor) -> Tensor:
-            return means(found).gather(1, chosen[rows, None])[:, 0]
+            first = found.movedim(self.channel_dim, 1)
+            means = first.reshape(*first.shape[:2], -1).mean(dim=2)
+            wanted = chosen.to(means.device)[rows.to(means.device), None]
+            return means.gather(1, wanted)[:, 0]
 
         def fits(found: Tensor) -> None:
             count = found.shape[self.channel_dim]
@@ -335,14 +344,18 @@ class FeatureInversion:
                     f"channels must lie in 0 to {count - 1}, got {wrong[0]}"
                 )
 
-        rows = torch.arange(len(chosen), device=device)
-        return self._make(score, fits, rows, size, seed, images_per_run, show_progress)
+        called = [f"channel {channel}" for channel in chosen.tolist()]
+        with torch.inference_mode(False):
+            return self._make(
+                score, fits, called, size, seed, images_per_run, show_progress
+            )
 
     def compare(
         self,
         inputs: Tensor,
         masks: Tensor,
         *,
+        grid: tuple[int, int] | None = None,
         seed: int = 0,
         images_per_run: int = 8,
         show_progress: bool = False,
@@ -350,8 +363,9 @@ class FeatureInversion:
         """The columns of Fig. 9: saliency, inversion, inversion of what a mask keeps.
 
         Args:
-            inputs: Normalised images (N, C, H, W), as the model takes them.
+            inputs: As in `activations`.
             masks: One value for each channel, (N, K).
+            grid: Of a transformer's patches, as in `channel_saliency`.
             seed: As in `invert`.
             images_per_run: As in `invert`; there are two for each image.
             show_progress: As in `invert`.
@@ -364,17 +378,29 @@ class FeatureInversion:
             ValueError: As `invert` and `channel_saliency`.
             RuntimeError: As `invert`.
         """
-        activations = self.activations(inputs)
-        size = (inputs.shape[2], inputs.shape[3])
-        saliency = channel_saliency(activations, masks, size, self.channel_dim)
-        both = self.invert(
-            torch.cat([activations, activations]),
-            torch.cat([torch.ones_like(masks), masks]),
-            size=size,
-            seed=seed,
-            images_per_run=images_per_run,
-            show_progress=show_progress,
-        )
+        self._check_inputs(inputs)
+        _checks.check_floating("masks", masks)
+        with torch.inference_mode(False):
+            if masks.dim() == 2:
+                channel_result.check_sufficient(masks)
+            activations = self.activations(inputs)
+            size = (inputs.shape[2], inputs.shape[3])
+            saliency = channel_saliency(
+                activations, masks, size, self.channel_dim, grid
+            )
+            kept = _masked(activations, masks, self.channel_dim)
+            rows = range(len(inputs))
+            both = self._invert(
+                torch.cat([activations, kept]),
+                [f"row {i}{after}" for after in ("", " once masked") for i in rows],
+                size,
+                seed,
+                images_per_run,
+                show_progress,
+            )
+            shown = inputs.detach().to(activations.device)
+            mean, std = self._mean_and_std(shown)
+            images = (shown * std + mean).clamp(0, 1)
         original, masked = (
             Inversion(*parts)
             for parts in zip(
@@ -385,15 +411,55 @@ class FeatureInversion:
                 strict=True,
             )
         )
-        mean, std = self._mean_and_std(inputs)
-        images = (inputs.detach() * std + mean).clamp(0, 1)
         return ChannelComparison(images, saliency, original, masked)
+
+    def _invert(
+        self,
+        target: Tensor,
+        called: Sequence[str],
+        size: tuple[int, int],
+        seed: int,
+        images_per_run: int,
+        show_progress: bool,
+    ) -> Inversion:
+        """An image for each row of ``target``, which errors call ``called``."""
+        # The squares of float32 leave its range; not every device has float64.
+        precise = target.float().cpu().double().flatten(1)
+        squares = precise.square().sum(dim=1)
+        if not squares.isfinite().all():
+            row = squares.isfinite().tolist().index(False)
+            raise ValueError(
+                f"activations and masks must be finite, got NaN or inf in {called[row]}"
+            )
+        if not squares.all():
+            row = int(squares.argmin())
+            raise ValueError(
+                f"activations must not be 0 everywhere, got 0 in {called[row]}"
+            )
+        device, _ = self._place()
+        weights = (precise / squares[:, None]).float().reshape(target.shape).to(device)
+
+        def score(found: Tensor, rows: Tensor) -> Tensor:
+            chosen = weights[rows].to(found.device)
+            return (chosen * found).flatten(1).sum(dim=1)
+
+        def fits(found: Tensor) -> None:
+            if found.shape[1:] != target.shape[1:]:
+                raise ValueError(
+                    f"activations must be of shape (N, "
+                    f"{', '.join(map(str, found.shape[1:]))}), which the layer gives "
+                    f"for images of size {size}, got {tuple(target.shape)}"
+                )
+
+        return self._make(
+            score, fits, called, size, seed, images_per_run, show_progress
+        )
 
     def _make(
         self,
         score: Callable[[Tensor, Tensor], Tensor],
         fits: Callable[[Tensor], None],
-        rows: Tensor,
+        called: Sequence[str],
         size: tuple[int, int],
         seed: int,
         images_per_run: int,
@@ -402,24 +468,25 @@ class FeatureInversion:
         """All checks, then the images of all rows, a few at a time.
 
         ``score`` maps the layer's output and the row of each image to what is to be
-        maximised, ``fits`` raises if an output is not what was expected.
+        maximised, ``fits`` raises if an output is not what was expected. ``called``
+        names the rows.
         """
-        size = _size(size)
+        seed = _checks.check_count("seed", seed, minimum=0)
         images_per_run = _checks.check_count("images_per_run", images_per_run)
         self._check_model()
-        if len(rows) == 0:
-            raise ValueError("activations must hold at least one example, got none")
-        chunks = rows.split(images_per_run)
-        with (
-            as_found(self.forward_func, rows.device),
-            torch.enable_grad(),
-        ):
-            fits(self._probe(size, rows.device))
+        device, _ = self._place()
+        chunks = torch.arange(len(called), device=device).split(images_per_run)
+        canvas = _Canvas(
+            self.prior, len(self.mean), size, self.iterations, seed, device
+        )
+        with as_found(self.forward_func, device), torch.enable_grad():
+            fits(self._probe(size))
+            self._check_awake(score, chunks, called, canvas)
             bar = progress_bar(
                 show_progress, "Feature Inversion", len(chunks) * self.iterations
             )
             try:
-                runs = [self._climb(score, chunk, size, seed, bar) for chunk in chunks]
+                runs = [self._climb(score, chunk, canvas, bar) for chunk in chunks]
             finally:
                 bar.close()
         images, scores, history = (torch.cat(part) for part in zip(*runs, strict=True))
@@ -429,65 +496,94 @@ class FeatureInversion:
             )
         return Inversion(images, self._normalised(images), scores, history)
 
-    def _probe(self, size: tuple[int, int], device: torch.device) -> Tensor:
+    def _probe(self, size: tuple[int, int]) -> Tensor:
         """The layer's output for a grey image, in a whole forward that is checked."""
-        _, dtype = self._place()
+        device, dtype = self._place()
         grey = torch.full((1, len(self.mean), *size), 0.5, device=device, dtype=dtype)
         inputs = self._normalised(grey).requires_grad_()
         found = layer_output(self.forward_func, self.layer, inputs)
         if not found.requires_grad:
-            raise RuntimeError(
-                "forward_func must let gradients pass from the image to layer, but the "
-                "layer's output has none (torch.no_grad, or detached?)"
-            )
-        dim = self.channel_dim
-        if not -found.dim() < dim < found.dim():
-            raise ValueError(
-                f"channel_dim must be a dimension of the layer's output after the "
-                f"first, {tuple(found.shape)}, got {dim}"
-            )
+            raise RuntimeError(_CUT)
+        _checks.check_channel_dim(found.shape, self.channel_dim)
         return found
+
+    def _check_awake(
+        self,
+        score: Callable[[Tensor, Tensor], Tensor],
+        chunks: Sequence[Tensor],
+        called: Sequence[str],
+        canvas: _Canvas,
+    ) -> None:
+        """An error if a row has no gradient to climb, before any row climbs.
+
+        All rows start at the same image and see it in the same views. A row without
+        gradient in the first view is given up if its score is the same in the others.
+        """
+        asleep: list[int] = []
+        for rows in chunks:
+            spectrum = canvas.start.repeat(len(rows), 1, 1, 1, 1).requires_grad_()
+            seen = canvas.seen(canvas.images(spectrum), 0)
+            found = score(self._output(seen), rows)
+            (gradient,) = torch.autograd.grad(found.sum(), spectrum, allow_unused=True)
+            if gradient is None:
+                raise RuntimeError(_CUT)
+            gradient = gradient.flatten(1)
+            finite = found.isfinite().to(rows.device) & gradient.isfinite().all(dim=1)
+            if not finite.all():
+                raise RuntimeError(
+                    "layer must give finite activations and gradients, got NaN or inf "
+                    f"for {_named(called, rows[~finite].tolist())}"
+                )
+            asleep += rows[(gradient == 0).all(dim=1)].tolist()
+        values: dict[int, set[float]] = {row: set() for row in asleep}
+        with torch.no_grad():
+            image = canvas.images(canvas.start)
+            for step in range(min(_VIEWS, self.iterations) if asleep else 0):
+                output = self._output(canvas.seen(image, step))
+                for row in asleep:
+                    values[row] |= set(
+                        score(output, chunks[0].new_tensor([row])).tolist()
+                    )
+        dead = [row for row in asleep if len(values[row]) == 1]
+        if dead:
+            raise RuntimeError(
+                "layer must give a gradient, but none comes from "
+                f"{_named(called, dead)} in any view of a grey image, as of a ReLU "
+                "that is off everywhere; choose the module before it"
+            )
+
+    def _output(self, images: Tensor) -> Tensor:
+        """The layer's output for images in [0, 1]."""
+        _, dtype = self._place()
+        inputs = self._normalised(images.to(dtype))
+        found = layer_output(self.forward_func, self.layer, inputs, go_on=False)
+        return found.float()
 
     def _climb(
         self,
         score: Callable[[Tensor, Tensor], Tensor],
         rows: Tensor,
-        size: tuple[int, int],
-        seed: int,
+        canvas: _Canvas,
         bar: ProgressBar,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient ascent for some rows: images, final scores, scores of each step."""
-        device, (_, dtype) = rows.device, self._place()
-        generator = torch.Generator().manual_seed(seed)
-        colours = len(self.mean)
-        shape = (1, colours, size[0], size[1] // 2 + 1, 2)
-        start = _START * torch.randn(shape, generator=generator)
-        views = random_views(self.iterations, size, self.prior, generator).to(device)
-        scale = spectrum_scale(size, self.prior.decay).to(device)
-        root = colour_root(colours, self.prior.decorrelate).to(device)
-        spectrum = start.to(device).repeat(len(rows), 1, 1, 1, 1).requires_grad_()
+        spectrum = canvas.start.repeat(len(rows), 1, 1, 1, 1).requires_grad_()
         optimizer = torch.optim.Adam([spectrum], self.learning_rate, eps=_SMALL)
-        history = torch.empty(len(rows), self.iterations, device=device)
-
-        def score_of(images: Tensor) -> Tensor:
-            inputs = self._normalised(images.to(dtype))
-            found = layer_output(self.forward_func, self.layer, inputs, go_on=False)
-            return score(found.float(), rows)
-
+        history = spectrum.new_empty(len(rows), self.iterations)
         for step in range(self.iterations):
-            images = spectrum_to_image(spectrum, size, scale, root)
-            found = score_of(view(images, views[step]))
+            images = canvas.images(spectrum)
+            found = score(self._output(canvas.seen(images, step)), rows)
             penalty = self.prior.total_variation * total_variation(images)
-            (gradient,) = torch.autograd.grad((penalty - found).sum(), spectrum)
+            loss = (penalty - found.to(penalty.device)).sum()
+            (gradient,) = torch.autograd.grad(loss, spectrum)
             spectrum.grad = gradient / _largest(gradient)
             optimizer.step()
             history[:, step] = found.detach()
             bar.update()
-            if step == min(_AWAKE_BY, self.iterations - 1):
-                _check_awake(history[:, : step + 1], rows)
         with torch.no_grad():
-            images = spectrum_to_image(spectrum, size, scale, root)
-            return images, score_of(images), history
+            images = canvas.images(spectrum)
+            scores = score(self._output(images), rows).to(images.device)
+        return images, scores, history
 
     def _mean_and_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.mean), like.new_tensor(self.std)
@@ -498,12 +594,18 @@ class FeatureInversion:
         return (images - mean) / std
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        """Where the model is and in what precision, by its first parameter."""
-        model = self.forward_func
-        modules = [self.layer, *([model] if isinstance(model, nn.Module) else [])]
-        tensors = itertools.chain(*(m.parameters() for m in modules))
-        first = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        """Where images are made, and in what precision the model sees them."""
+        first = self._first_parameter()
+        if first is None:
+            first = torch.empty(0, dtype=torch.float32)
         return first.device, first.dtype
+
+    def _first_parameter(self) -> Tensor | None:
+        """Of the model, whose inputs must fit it, or else of the layer."""
+        model = module_of(self.forward_func)
+        modules = [self.layer] if model is None else [model, self.layer]
+        tensors = itertools.chain(*(module.parameters() for module in modules))
+        return next((t for t in tensors if t.is_floating_point()), None)
 
     def _check_inputs(self, inputs: Tensor) -> None:
         _checks.check_floating("inputs", inputs)
@@ -515,19 +617,44 @@ class FeatureInversion:
             )
 
     def _check_model(self) -> None:
-        if made_in_inference_mode(self.forward_func):
-            raise RuntimeError(
-                "forward_func was made inside torch.inference_mode(), so no gradient "
-                "can pass through it; create or load the model outside of it"
+        check_differentiable(self.forward_func)
+        if not self._warned_of_training:
+            self._warned_of_training = warn_of_training(
+                self.forward_func, "activations", "images"
             )
-        layers = training_layers(self.forward_func)
-        if layers:
-            warnings.warn(
-                f"forward_func is in training mode (layers {', '.join(layers[:3])}"
-                f"{', ...' if len(layers) > 3 else ''}): its activations depend on the "
-                "batch or on chance. Call forward_func.eval() for meaningful images",
-                stacklevel=4,
-            )
+
+
+class _Canvas:
+    """The images of one call: where all start, and the views of each step.
+
+    They are float32 whatever the default type and the caller's autocast.
+    """
+
+    def __init__(
+        self,
+        prior: ImagePrior,
+        colours: int,
+        size: tuple[int, int],
+        steps: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, colours, size[0], size[1] // 2 + 1, 2)
+        start = torch.randn(shape, generator=generator, dtype=torch.float32)
+        self.start = (_START * start).to(device)
+        self._views = random_views(steps, size, prior, generator).to(device)
+        self._scale = spectrum_scale(size, prior.decay).to(device)
+        self._root = colour_root(colours, prior.decorrelate).to(device)
+        self._size = size
+
+    def images(self, spectrum: Tensor) -> Tensor:
+        with torch.autocast(spectrum.device.type, enabled=False):
+            return spectrum_to_image(spectrum, self._size, self._scale, self._root)
+
+    def seen(self, images: Tensor, step: int) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return view(images, self._views[step])
 
 
 def _check_layer(forward_func: Callable[..., object], layer: nn.Module) -> None:
@@ -547,61 +674,73 @@ def _check_layer(forward_func: Callable[..., object], layer: nn.Module) -> None:
 def _normalisation(
     mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if len(mean) != len(std) or len(mean) == 0:
+    means, stds = _numbers("mean", mean), _numbers("std", std)
+    if len(means) != len(stds) or not means:
         raise ValueError(
-            f"mean and std must have one value for each colour, got {len(mean)} and "
-            f"{len(std)}"
+            f"mean and std must have one value for each colour, got {len(means)} and "
+            f"{len(stds)}"
         )
-    for value in mean:
-        if not math.isfinite(value):
-            raise ValueError(f"mean must be finite, got {value}")
     return (
-        tuple(float(value) for value in mean),
-        tuple(_checks.check_positive("std", value) for value in std),
+        tuple(_checks.check_finite("mean", value) for value in means),
+        tuple(_checks.check_positive("std", value) for value in stds),
     )
 
 
-def _size(size: tuple[int, int]) -> tuple[int, int]:
-    if len(size) != 2:
-        raise ValueError(f"size must be (height, width), got {size}")
-    return _checks.check_count("size", size[0]), _checks.check_count("size", size[1])
+def _numbers(name: str, values: Sequence[float]) -> Sequence[float]:
+    """The values of a sequence, or of a tensor or array."""
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(plain, Sequence) or isinstance(plain, str):
+        raise TypeError(
+            f"{name} must be a sequence of one number for each colour, got {values!r}"
+        )
+    return plain
+
+
+def _pair(name: str, pair: tuple[int, int]) -> tuple[int, int]:
+    if not hasattr(pair, "__len__"):
+        raise TypeError(f"{name} must be (height, width), got {pair!r}")
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be (height, width), got {pair}")
+    return _checks.check_count(name, pair[0]), _checks.check_count(name, pair[1])
 
 
 def _channel_dim(channel_dim: int) -> int:
-    if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
-        raise TypeError(f"channel_dim must be an int, got {channel_dim!r}")
-    if channel_dim == 0:
+    dim = _checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
+    if dim == 0:
         raise ValueError("channel_dim must not be 0, the dimension of the examples")
-    return channel_dim
+    return dim
 
 
 def _channels(channels: int | Sequence[int] | Tensor) -> Tensor:
     chosen = torch.as_tensor(channels).flatten()
+    if len(chosen) == 0:
+        raise ValueError("channels must name at least one channel, got none")
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise TypeError(f"channels must be whole numbers, got {chosen.dtype}")
-    return chosen.long()
+    return chosen.long().cpu()
 
 
 def _masked(activations: Tensor, masks: Tensor, channel_dim: int) -> Tensor:
     """The activations with each channel times its mask; a copy."""
-    _checks.check_floating("activations", activations)
-    _checks.check_floating("masks", masks)
-    dim = _channel_dim(channel_dim)
-    if not -activations.dim() < dim < activations.dim():
+    with torch.no_grad():
+        kept = channel_result.masked(activations, masks, channel_dim)
+    channel_result.check_sufficient(masks)
+    return kept
+
+
+def _check_rows(target: Tensor) -> None:
+    if target.dim() < 2:
         raise ValueError(
-            f"channel_dim must be a dimension of activations after the first, "
-            f"{tuple(activations.shape)}, got {dim}"
+            "activations must be of shape (N, ...), with values for each example, got "
+            f"{tuple(target.shape)}"
         )
-    legal = (len(activations), activations.shape[dim])
-    if tuple(masks.shape) != legal:
-        raise ValueError(
-            f"masks must be of shape {legal}, one value for each channel, got "
-            f"{tuple(masks.shape)}"
-        )
-    shape = [1] * activations.dim()
-    shape[0], shape[dim] = legal
-    masks = masks.detach().to(activations.device, activations.dtype)
-    return activations.detach() * masks.reshape(shape)
+    if len(target) == 0:
+        raise ValueError("activations must hold at least one example, got none")
+
+
+def _named(called: Sequence[str], rows: Sequence[int]) -> str:
+    few = ", ".join(called[row] for row in rows[:5])
+    return few + (", ..." if len(rows) > 5 else "")
 
 
 def _largest(gradient: Tensor) -> Tensor:
@@ -610,33 +749,34 @@ def _largest(gradient: Tensor) -> Tensor:
     return largest.reshape(-1, *[1] * (gradient.dim() - 1))
 
 
-def _check_awake(history: Tensor, rows: Tensor) -> None:
-    """An error if a score is the same for all views and steps so far."""
-    asleep = (history == history[:, :1]).all(dim=1)
-    if history.shape[1] > 1 and asleep.any():
-        row = int(rows[asleep][0])
-        raise RuntimeError(
-            f"layer must give a gradient, but the score of image {row} (from 0) is "
-            f"{float(history[asleep][0, 0]):.3g} for every view of a grey image, as of "
-            "a ReLU that is off everywhere; choose the module before it"
-        )
+def _token_grid(
+    count: int, size: tuple[int, int], grid: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Rows and columns of the patches among ``count`` tokens of an image.
 
-
-def _token_grid(count: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches, of an image cut into ``count`` tokens or a few less.
-
-    A patch is a square that fits both sides; of those with at most ``count`` patches
-    the smallest counts.
+    Patches are squares, and what they leave over at the right and the lower border is
+    not seen.
     """
+    if grid is not None:
+        rows, columns = _pair("grid", grid)
+        if rows * columns > count:
+            raise ValueError(
+                f"grid must have at most as many patches as there are tokens, {count}, "
+                f"got {rows} x {columns}"
+            )
+        return rows, columns
     height, width = size
-    common = math.gcd(height, width)
-    for patch in range(1, common + 1):
-        rows, columns = height // patch, width // patch
-        if common % patch == 0 and rows * columns <= count:
-            if count - rows * columns <= _MOST_PREFIX_TOKENS:
-                return rows, columns
-            break
-    raise ValueError(
-        f"activations must have the tokens of square patches of an image of size "
-        f"{size}, got {count} tokens"
-    )
+    grids = {(height // p, width // p) for p in range(1, min(size) + 1)}
+    fits = sorted(g for g in grids if count - g[0] * g[1] in _PREFIX_TOKENS)
+    if not fits:
+        raise ValueError(
+            f"activations must have the tokens of square patches of an image of size "
+            f"{size}, got {count} tokens; another grid is named with grid"
+        )
+    if len(fits) > 1:
+        several = " or ".join(f"{rows} x {columns}" for rows, columns in fits)
+        raise ValueError(
+            f"grid must say how the {count} tokens lie on an image of size {size}: "
+            f"{several} patches"
+        )
+    return fits[0]

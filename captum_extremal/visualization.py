@@ -472,11 +472,15 @@ def overlay_saliency(image: Tensor, saliency: Tensor) -> Tensor:
 
     Args:
         image: (C, H, W) in [0, 1], grey or RGB.
-        saliency: (1, H, W); it counts relative to its maximum, and negative values as
-            0.
+        saliency: (1, H, W), finite; it counts relative to its maximum, and negative
+            values as 0.
 
     Returns:
         An RGB picture in [0, 1]; the image where nothing is positive.
+
+    Raises:
+        ValueError: If the shapes do not agree, or the saliency is not finite, as where
+            no area sufficed (`ChannelResult.saliency`).
 
     Shape:
         (3, H, W).
@@ -489,6 +493,20 @@ def overlay_saliency(image: Tensor, saliency: Tensor) -> Tensor:
     """
     from matplotlib import colormaps
 
+    if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise ValueError(
+            "image must have shape (1 or 3, H, W), none of them 0, got "
+            f"{tuple(image.shape)}"
+        )
+    if saliency.shape != (1, *image.shape[1:]):
+        raise ValueError(
+            f"saliency must have shape {(1, *image.shape[1:])}, got "
+            f"{tuple(saliency.shape)}"
+        )
+    if not saliency.isfinite().all():
+        raise ValueError(
+            "saliency must be finite, got NaN or infinity (no area sufficed?)"
+        )
     image, saliency = image.detach().float().cpu(), saliency.detach().float().cpu()
     share = saliency.clamp(min=0)
     share = share / share.amax().clamp(min=torch.finfo(share.dtype).tiny)
@@ -521,7 +539,8 @@ def plot_comparison(
         The figure: the overlaid image, the inversion, the inversion of what is kept.
 
     Raises:
-        ValueError: If the shapes or the number of captions do not agree.
+        ValueError: If the shapes or the number of captions do not agree, or the
+            saliency is not finite.
 
     Example:
         >>> import torch
@@ -566,7 +585,8 @@ def plot_class_channels(
 
     Args:
         inversions: One image for each channel, (N, C, H, W) in [0, 1].
-        examples: For each channel its images, (M, C, H', W') in [0, 1]; M may differ.
+        examples: For each channel its images, (M, C, H', W') in [0, 1]; M may
+            differ, and is 1 or more.
         captions: One for each channel, below its inversion.
         example_captions: For each channel one for each of its images.
         title: Written above everything.

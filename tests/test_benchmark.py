@@ -223,7 +223,7 @@ PIXELS = torch.tensor([[-1.0, 3.0, 9.0, 2.0], [1.0, 1.0, 1.0, -1.0], [0.0] * 4])
         # Grad-CAM at the ReLU: channel weights 1 and -1, positive part.
         ("grad-cam", nn.ReLU, [0.0, 2.0, 8.0, 2.0]),
         ("grad-cam", nn.ReLU6, [0.0, 2.0, 5.0, 2.0]),
-        # Excitation: only channel 0 speaks for class 0, in proportion to its activation,
+        # Excitation: only channel 0 speaks for class 0, by its activation,
         ("mwp", nn.ReLU, [0.0, 3 / 14, 9 / 14, 2 / 14]),
         # and only channel 1 against it.
         ("cmwp", nn.ReLU, [-1 / 3, 3 / 14 - 1 / 3, 9 / 14 - 1 / 3, 2 / 14]),

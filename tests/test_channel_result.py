@@ -81,7 +81,7 @@ def test_the_saliency_map_of_tokens():
 
 
 def test_the_saliency_map_names_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"masks must be of shape \(2, 4\), got"):
+    with pytest.raises(ValueError, match=r"masks must be of shape \(2, 4\), o"):
         result_of().saliency(MASKS)
     several = result_of(masks=(MASKS, MASKS), activations=(torch.ones(2, 4, 2),) * 2)
     with pytest.raises(TypeError, match="saliency needs a layer with one tensor"):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import ClassSummarizer
 from captum.attr._utils.stat import Mean
 from safetensors.torch import save_file
 
-from captum_extremal import ClassChannels, ExcitingImages
+from captum_extremal import ClassChannels, ExcitingImages, _files
 
 MASKS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+
+
+NO_AREA = torch.where(torch.tensor([[False], [True], [False]]), torch.nan, MASKS)
 
 
 def gathered(masks=MASKS, labels=(7, 7, 9)):
@@ -73,12 +78,17 @@ def test_the_order_of_the_batches_does_not_matter():
         (torch.tensor(5), {5: 3}),
         (5, {5: 3}),
         ("cat", {"cat": 3}),
+        (np.array([5, 5, 6]), {5: 2, 6: 1}),
+        ([np.int64(5), torch.tensor(5), 6], {5: 2, 6: 1}),
+        (np.int32(5), {5: 3}),
+        ([Path("a"), Path("a"), np.str_("b")], {"a": 2, "b": 1}),
     ],
 )
 def test_labels(labels, counts):
     found = ClassChannels()
     found.update(MASKS, labels)
     assert found.counts == counts
+    assert all(type(label) in (int, str) for label in found.counts)
 
 
 def test_masks_on_each_device_and_with_gradients(device, dtype):
@@ -144,7 +154,8 @@ def test_saved_empty(tmp_path):
         (MASKS.int(), [0, 0, 0], TypeError, "masks must be a floating point tensor"),
         (MASKS[0], [0], ValueError, r"masks must be of shape \(N, K\), got \(3,\)"),
         (MASKS * 2, [0, 0, 0], ValueError, r"masks must lie in \[0, 1\]"),
-        (MASKS * torch.nan, [0, 0, 0], ValueError, r"masks must lie in \[0, 1\]"),
+        (MASKS * torch.nan, [0, 0, 0], ValueError, "NaN in row 0: no area sufficed"),
+        (NO_AREA, [0, 0, 0], ValueError, "got NaN in row 1: no area sufficed for that"),
         (MASKS, [0, 0], ValueError, "labels must be one for each of 3 images, got 2"),
         (MASKS, None, TypeError, "labels must be a sequence of whole numbers or str"),
         (MASKS, [0, 0, 0.5], TypeError, "labels must be whole numbers or strings, got"),
@@ -224,6 +235,14 @@ def test_channels_along_another_dimension():
         assert (best.of(0), best.of(1)) == ([("a", 2.0)], [("a", 3.0)])
 
 
+def test_an_empty_batch_adds_nothing():
+    for reduction in ("mean", "max"):
+        best = ExcitingImages(reduction=reduction)
+        best.update(torch.empty(0, 3, 4), [])
+        best.update(torch.ones(1, 3, 4), [Path("a.jpg")])
+        assert best.of(2) == [("a.jpg", 1.0)]
+
+
 def test_names_that_no_channel_needs_are_let_go():
     best = ExcitingImages(num_images=1)
     for number in range(50):
@@ -257,9 +276,13 @@ def test_merged_saved_and_loaded(tmp_path):
         (MASKS, 3, {}, TypeError, "image_ids must be a sequence of whole numbers or"),
         (MASKS, [None] * 3, {}, TypeError, "image_ids must be whole numbers or strin"),
         (MASKS * torch.inf, [1, 2, 3], {}, ValueError, "activations must be finite"),
-        (MASKS, [1, 2, 3], {"channel_dim": 2}, ValueError, "channel_dim must be a di"),
-        (MASKS, [1, 2, 3], {"channel_dim": 0}, ValueError, "channel_dim must be a di"),
-        (MASKS[0, 0], [1], {}, ValueError, "channel_dim must be a dimension of"),
+        (MASKS, [1, 2, 3], {"channel_dim": 2}, ValueError, "channel_dim must lie in"),
+        (MASKS, [1, 2, 3], {"channel_dim": 0}, ValueError, "channel_dim must lie in"),
+        (MASKS[0, 0], [1], {}, ValueError, "activations must have channels besides"),
+        (MASKS[0], [1], {}, ValueError, "activations must have channels besides"),
+        (MASKS, [1, 2, 3], {"channel_dim": -3}, ValueError, "channel_dim must lie in"),
+        (torch.ones(1, 2, 0), [1], {}, ValueError, "activations must have values for"),
+        (MASKS, [1, 2, 3], {"channel_dim": 1.0}, TypeError, "channel_dim must be an i"),
     ],
 )
 def test_wrong_activations_and_names(activations, names, options, error, message):
@@ -298,9 +321,79 @@ def test_other_files(tmp_path, kind):
     path.write_bytes(b"no")
     with pytest.raises(ValueError, match=message):
         kind.load(path)
-    for about in ({}, {"captum_extremal": json.dumps({"type": "Other"})}):
+    for about in ({}, {"captum_extremal": json.dumps({"format": "Other"})}):
         save_file({"sums": torch.zeros(1)}, path, about)
         with pytest.raises(ValueError, match=message):
             kind.load(path)
     with pytest.raises(FileNotFoundError, match="path must lie in an existing folder"):
         kind().save(tmp_path / "none" / "file")
+
+
+def rewritten(path, tensors=None, **about):
+    """Change what a file holds; None takes a part away."""
+    held, facts = _files.read(path)
+    tensors, facts = held | (tensors or {}), facts | about
+    _files.write(
+        path,
+        {name: tensor for name, tensor in tensors.items() if tensor is not None},
+        {name: fact for name, fact in facts.items() if fact is not None},
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"counts": [2]},
+        {"counts": [2, 0]},
+        {"counts": [2, "1"]},
+        {"labels": [7, 7]},
+        {"labels": [7, None]},
+        {"labels": None},
+        {"format": "captum_extremal.ExcitingImages/1"},
+        {"tensors": {"sums": None}},
+        {"tensors": {"sums": torch.ones(2)}},
+        {"tensors": {"sums": torch.ones(3, 3)}},
+    ],
+    ids=str,
+)
+def test_damaged_classes(tmp_path, damage):
+    path = tmp_path / "file"
+    gathered().save(path)
+    rewritten(path, **damage)
+    with pytest.raises(ValueError, match="path must be a saved ClassChannels, got"):
+        ClassChannels.load(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"num_images": 0},
+        {"num_images": 1},
+        {"reduction": "sum"},
+        {"images": ["a"]},
+        {"images": [None, "b", "c"]},
+        {"images": None},
+        {"tensors": {"values": None}},
+        {"tensors": {"values": torch.ones(3)}},
+        {"tensors": {"places": torch.full((3, 2), -1)}},
+        {"tensors": {"places": torch.ones(3, 2)}},
+    ],
+    ids=str,
+)
+def test_damaged_images(tmp_path, damage):
+    path = tmp_path / "file"
+    best = ExcitingImages(num_images=2)
+    best.update(MASKS, ["a", "b", "c"])
+    best.save(path)
+    rewritten(path, **damage)
+    with pytest.raises(ValueError, match="path must be a saved ExcitingImages, got"):
+        ExcitingImages.load(path)
+
+
+@pytest.mark.parametrize("kind", [ClassChannels, ExcitingImages])
+def test_files_that_are_not_there_or_not_writable(tmp_path, kind):
+    with pytest.raises(OSError, match="none"):
+        kind.load(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        kind().save(tmp_path / "folder")

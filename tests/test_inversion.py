@@ -309,11 +309,67 @@ def test_tokens_are_laid_out_on_the_image():
     image[0, RED, :4, 12:] = 1  # the last patch of the first row
     activations = method(model, model.block).activations(image)
     assert activations.shape == (1, 2 + 2 * 4, 3)
-    heat = channel_saliency(activations, torch.tensor([[1.0, 0, 0]]), (8, 16), 2)
+    masks = torch.tensor([[1.0, 0, 0]])
+    heat = channel_saliency(activations, masks, (8, 16), 2, grid=(2, 4))
     assert heat.shape == (1, 1, 8, 16)
     assert heat[0, 0].argmax() % 16 >= 13
     assert heat[0, 0, 0, -1] == 1
     assert heat[0, 0, :, :6].abs().amax() == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "grid"),
+    [
+        (16, (30, 30), (4, 4)),  # patches of 7, two pixels left over
+        (16, (66, 66), (4, 4)),
+        (197, (224, 224), (14, 14)),
+        (201, (224, 224), (14, 14)),
+        (257, (224, 224), (16, 16)),
+        (261, (224, 224), (16, 16)),
+        (12 * 9, (51, 38), (12, 9)),
+    ],
+)
+def test_patches_need_not_tile_the_image(count, size, grid):
+    places = torch.zeros(1, count, 1)
+    places[0, -1] = 1  # the patch in the lower right corner
+    places[0, -grid[0] * grid[1]] = -1  # and that in the upper left one
+    expected = places[:, -grid[0] * grid[1] :, 0].unflatten(1, grid)[:, None]
+    expected = nn.functional.interpolate(expected, size, mode="bilinear")
+    found = channel_saliency(places, torch.ones(1, 1), size, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_grid_that_could_be_another_is_asked_for():
+    tokens, mask = torch.arange(17.0).view(1, 17, 1), torch.ones(1, 1)
+    with pytest.raises(ValueError, match=r"17 tokens lie .*: 3 x 3 or 4 x 4 patches"):
+        channel_saliency(tokens, mask, (32, 32), 2)
+    found = channel_saliency(tokens, mask, (4, 4), 2, grid=(4, 4))
+    assert found.flatten().tolist() == list(range(1, 17))
+    found = channel_saliency(tokens, mask, (2, 8), 2, grid=(2, 8))
+    assert found.flatten().tolist() == list(range(1, 17))
+    found = channel_saliency(tokens, mask, (3, 3), 2, grid=(3, 3))
+    assert found.flatten().tolist() == list(range(8, 17))
+    with pytest.raises(ValueError, match="grid must have at most as many patches as"):
+        channel_saliency(tokens, mask, (4, 4), 2, grid=(4, 5))
+    with pytest.raises(TypeError, match=r"grid must be .*, got 4"):
+        channel_saliency(tokens, mask, (4, 4), 2, grid=4)
+    with pytest.raises(
+        ValueError, match=r"grid must be that of .* \(5, 6\), got \(4, 4"
+    ):
+        channel_saliency(torch.ones(1, 1, 5, 6), mask, (5, 6), grid=(4, 4))
+
+
+def test_a_comparison_of_tokens():
+    model = Tokens()
+    inversion = method(model, model.block, channel_dim=2, iterations=2)
+    inputs, masks = varied((1, 3, 8, 16)), torch.tensor([[1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match="1 x 2 or 2 x 4 or 2 x 5 patches"):
+        inversion.compare(inputs, masks)
+    found = inversion.compare(inputs, masks, grid=(2, 4))
+    expected = channel_saliency(
+        inversion.activations(inputs), masks, (8, 16), 2, grid=(2, 4)
+    )
+    torch.testing.assert_close(found.saliency, expected)
 
 
 # --- saliency and comparison ---
@@ -355,6 +411,116 @@ def test_the_comparison_is_its_three_parts():
     assert not torch.allclose(found.original.images, found.masked.images, atol=0.1)
 
 
+def test_a_comparison_names_the_images_own_row():
+    inversion = method(iterations=1)
+    inputs, masks = varied((2, 3, *SIZE)), torch.ones(2, 4)
+    masks[1] = 0
+    with pytest.raises(ValueError, match="got 0 in row 1 once masked"):
+        inversion.compare(inputs, masks)
+    inputs[1] = 0
+    with pytest.raises(ValueError, match=r"got 0 in row 1$"):
+        inversion.compare(inputs, masks)
+    masks[1] = torch.nan
+    with pytest.raises(ValueError, match="got NaN in row 1: no area sufficed"):
+        inversion.compare(inputs, masks)
+    with pytest.raises(ValueError, match="masks must be of shape"):
+        inversion.compare(inputs, masks[0])
+
+
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
+def test_scales_whose_squares_float32_cannot_hold(factor):
+    model, scaled = Colours(), Colours()
+    scaled.layer.weight = nn.Parameter(model.layer.weight.detach() * factor)
+    found, expected = (
+        method(m).invert(method(m).activations(red_left_blue_right()), size=SIZE)
+        for m in (scaled, model)
+    )
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.images, expected.images, atol=1e-3, rtol=0)
+
+
+# --- precision and place ---
+
+
+def test_a_default_type_does_not_matter():
+    inversion = method(prior=dataclasses.replace(ImagePrior(), decorrelate=False))
+    expected = inversion.channel([RED, GREY], size=SIZE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = inversion.channel([RED, GREY], size=SIZE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(
+        dataclasses.astuple(found), dataclasses.astuple(expected), strict=True
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other)
+
+
+def test_a_default_type_of_a_model_without_parameters():
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = nn.AvgPool2d(2)
+        found = method(layer, layer).channel(0, size=SIZE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.images.dtype == torch.float32
+
+
+def test_autocast_is_for_the_model_alone():
+    seen = []
+    model = Colours()
+    model.layer.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    inversion = method(model, prior=ImagePrior())
+    expected = inversion.channel([RED, GREY], size=SIZE)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = inversion.channel([RED, GREY], size=SIZE)
+    assert seen[-1] == torch.bfloat16
+    assert found.images.dtype == found.inputs.dtype == torch.float32
+    # Not in the eight bits of bfloat16.
+    assert not torch.equal(found.images, found.images.bfloat16().float())
+    colours = mean_colour(found.images), mean_colour(expected.images)
+    torch.testing.assert_close(*colours, atol=0.05, rtol=0)
+
+
+def test_inputs_fit_the_models_first_parameter():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 1).double()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images):
+            return self.layer(self.first(images).float())
+
+    model = Mixed()
+    for forward_func in (model, model.forward):
+        inversion = method(forward_func, model.layer, iterations=2)
+        assert inversion.activations(varied((1, 3, *SIZE))).dtype == torch.float32
+        assert inversion.channel(0, size=SIZE).images.dtype == torch.float32
+
+
+def test_a_bound_method_of_a_model():
+    model = Colours().double()
+    inversion = method(model.forward, model.head, iterations=3)
+    inputs, masks = varied((1, 3, *SIZE)), torch.ones(1, 4)
+    assert inversion.activations(inputs).dtype == torch.float64
+    found = inversion.compare(inputs, masks)
+    assert found.original.images.dtype == torch.float32
+    assert found.images.dtype == torch.float32
+
+
+def test_activations_of_another_device(device):
+    model = Colours().to(device)
+    inputs, masks = red_left_blue_right(), torch.ones(1, 4)
+    activations = method(model).activations(inputs)
+    assert activations.device.type == device.type
+    found = method(model).invert(activations.cpu(), masks, size=SIZE)
+    assert found.images.device.type == device.type
+    compared = method(model, iterations=2).compare(inputs, masks)
+    assert compared.images.device.type == compared.saliency.device.type == device.type
+
+
 # --- the model is left as found ---
 
 
@@ -380,6 +546,9 @@ def test_inputs_made_in_inference_mode():
         found = inversion.compare(inputs, masks)
     expected = method().compare(red_left_blue_right(), torch.ones(1, 4))
     torch.testing.assert_close(found.masked.images, expected.masked.images)
+    assert not found.images.is_inference()
+    assert not found.saliency.is_inference()
+    assert not found.original.images.is_inference()
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
@@ -421,6 +590,27 @@ def test_a_training_model_is_warned_of():
         FeatureInversion(model, model.conv, iterations=1).channel(0, size=SIZE)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda inversion: inversion.activations(varied((2, 3, *SIZE))),
+        lambda inversion: inversion.channel(0, size=SIZE),
+        lambda inversion: inversion.invert(torch.ones(1, 4, *SIZE), size=SIZE),
+        lambda inversion: inversion.compare(varied((2, 3, *SIZE)), torch.ones(2, 4)),
+    ],
+    ids=["activations", "channel", "invert", "compare"],
+)
+def test_the_warning_points_at_the_caller(call):
+    model = ConvNet(3).train()
+    inversion = FeatureInversion(model, model.norm, iterations=1)
+    with pytest.warns(
+        UserWarning, match=r"its activations depend .* meaningful im"
+    ) as r:
+        call(inversion)
+    assert [record.filename for record in r] == [__file__]
+    call(inversion)  # warned of once
+
+
 # --- errors ---
 
 
@@ -432,6 +622,13 @@ def test_a_training_model_is_warned_of():
         ({"std": (1, 0, 1)}, ValueError, "std must be positive and finite, got 0"),
         ({"mean": (1, float("nan"), 1)}, ValueError, "mean must be finite, got nan"),
         ({"channel_dim": 0}, ValueError, "channel_dim must not be 0"),
+        (
+            {"mean": 0.5},
+            TypeError,
+            "mean must be a sequence of one number for each col",
+        ),
+        ({"std": torch.tensor(1.0)}, TypeError, "std must be a sequence of one number"),
+        ({"mean": ("a", 1, 1)}, TypeError, "mean must be a number, got 'a'"),
         ({"channel_dim": 1.5}, TypeError, "channel_dim must be an int, got 1.5"),
         ({"prior": 3}, TypeError, "prior must be an ImagePrior, got int"),
         ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
@@ -497,8 +694,22 @@ def test_a_layer_of_another_model():
             torch.full((1, 4, *SIZE), torch.nan),
             None,
             ValueError,
-            "must be finite, got N",
+            "must be finite, got NaN or inf in row 0",
         ),
+        (
+            torch.ones(2, 4, *SIZE),
+            torch.tensor([[1.0] * 4, [torch.nan] * 4]),
+            ValueError,
+            "got NaN in row 1: no area sufficed for that image",
+        ),
+        (
+            torch.tensor(1.0),
+            None,
+            ValueError,
+            "must be of shape \\(N, ...\\), with values",
+        ),
+        (torch.ones(3), None, ValueError, "must be of shape \\(N, ...\\), with values"),
+        (torch.tensor(1.0), torch.ones(1, 4), ValueError, "must have channels besides"),
         (
             torch.ones(1, 4, *SIZE).int(),
             None,
@@ -518,7 +729,7 @@ def test_wrong_activations_and_masks(activations, masks, error, message):
         ([0, 4], ValueError, "channels must lie in 0 to 3, got 4"),
         (-1, ValueError, "channels must lie in 0 to 3, got -1"),
         (0.5, TypeError, "channels must be whole numbers, got torch.float32"),
-        ([], TypeError, "channels must be whole numbers"),
+        ([], ValueError, "channels must name at least one channel, got none"),
     ],
 )
 def test_wrong_channels(channels, error, message):
@@ -531,6 +742,12 @@ def test_wrong_sizes():
         method().channel(0, size=(3,))
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         method().channel(0, size=(3, 0))
+    with pytest.raises(TypeError, match=r"size must be \(height, width\), got 32"):
+        method().channel(0, size=32)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        method().channel(0, size=SIZE, seed=-1)
+    with pytest.raises(TypeError, match=r"seed must be an int, got 0\.5"):
+        method().channel(0, size=SIZE, seed=0.5)
     with pytest.raises(ValueError, match="images_per_run must be at least 1, got 0"):
         method().channel(0, size=SIZE, images_per_run=0)
 
@@ -557,9 +774,81 @@ def test_a_relu_that_is_off():
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
     nn.init.ones_(model[0].weight)
     model[0].bias = nn.Parameter(torch.tensor([1.0, -9.0]))
-    with pytest.raises(RuntimeError, match=r"score of image 1 .* is 0 for every view"):
+    with pytest.raises(RuntimeError, match="none comes from channel 1 in any view of"):
         method(model, model[1]).channel([0, 1], size=SIZE)
     assert method(model, model[0]).channel([0, 1], size=SIZE).scores[1] > -9
+
+
+class Off(nn.Module):
+    """Channels 0 to 2 see the image, channel 3 is off, channel 4 has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+        self.forwards = 0
+
+    def forward(self, images):
+        self.forwards += 1
+        edges = torch.round(41 * images[:, :1])
+        return self.layer(torch.cat([images, 0 * edges.relu(), edges], dim=1))
+
+
+@pytest.mark.parametrize("images_per_run", [1, 8])
+def test_channels_that_are_off_cost_no_work(images_per_run):
+    model = Off()
+    inversion = method(model, model.layer, iterations=100, prior=ImagePrior())
+    message = r"none comes from channel 3, channel 3 in any view"
+    with pytest.raises(RuntimeError, match=message):
+        inversion.channel([0, 3, 1, 3], size=SIZE, images_per_run=images_per_run)
+    assert model.forwards < 30
+
+
+def test_rows_that_are_off_are_named():
+    model = Off()
+    activations = torch.zeros(3, 5, *SIZE)
+    activations[0, 0] = activations[1, 3] = activations[2, 1] = 1
+    inversion = method(model, model.layer)
+    with pytest.raises(RuntimeError, match="none comes from row 1 in any view"):
+        inversion.invert(activations, size=SIZE)
+    masks = torch.tensor([[1.0, 0, 0, 1, 0]]).repeat(3, 1)
+    activations[2, 3] = activations[1, 0] = 1
+    with pytest.raises(RuntimeError, match="none comes from row 2 once masked in any"):
+        inversion.invert(activations, masks, size=SIZE)
+
+
+def test_a_score_that_the_views_change_is_not_off():
+    model = Off()
+    inversion = method(model, model.layer, iterations=20, prior=ImagePrior())
+    assert inversion.channel(4, size=SIZE).history.unique().numel() > 1
+
+
+def test_gradients_that_are_not_finite_cost_no_work():
+    class Root(Off):
+        def forward(self, images):
+            flat = (0 * images).sqrt()  # an infinite slope times 0
+            self.forwards += 1
+            return self.layer(torch.cat([images, flat], dim=1))
+
+    model = Root()
+    inversion = method(model, model.layer, iterations=50)
+    with pytest.raises(RuntimeError, match=r"must give finite .* for channel 0"):
+        inversion.channel([0, 1, 4], size=SIZE, images_per_run=1)
+    assert model.forwards < 10
+
+
+def test_a_layer_that_does_not_see_the_image():
+    class Blind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 2, 4, 4))
+            self.layer = nn.Identity()
+
+        def forward(self, images):
+            return self.layer(self.weight.expand(len(images), -1, -1, -1))
+
+    model = Blind()
+    with pytest.raises(RuntimeError, match="forward_func must let gradients pass"):
+        method(model, model.layer).channel(0, size=SIZE)
 
 
 def test_a_forward_without_gradients():
@@ -572,9 +861,9 @@ def test_a_forward_without_gradients():
 def test_a_layer_that_runs_twice_or_never():
     shared = nn.ReLU()
     twice = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.Conv2d(3, 3, 1), shared)
-    with pytest.raises(RuntimeError, match=r"layer must run once .* but ran 2 times"):
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 2 times"):
         FeatureInversion(twice, shared).channel(0, size=SIZE)
-    with pytest.raises(RuntimeError, match=r"layer must run once .* but ran 0 times"):
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 0 times"):
         FeatureInversion(lambda x: x, shared).channel(0, size=SIZE)
 
 
@@ -593,6 +882,8 @@ def test_a_model_made_in_inference_mode():
         model = Colours()
     with pytest.raises(RuntimeError, match=r"forward_func was made inside torch.infer"):
         method(model).channel(0, size=SIZE)
+    with pytest.raises(RuntimeError, match=r"forward_func was made inside torch.infer"):
+        method(model).activations(red_left_blue_right())
 
 
 def test_activations_without_a_place_in_the_image():

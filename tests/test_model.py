@@ -256,3 +256,12 @@ def test_a_tuple_of_one_tensor_is_opened():
     layer = Tuple()
     found = layer_output(lambda x: layer(x)[0], layer, constant())
     assert torch.equal(found, 2 * constant())
+
+
+def test_a_layer_must_run_exactly_once():
+    shared = nn.ReLU()
+    twice = nn.Sequential(shared, nn.Identity(), shared)
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 2 times"):
+        layer_output(twice, shared, constant())
+    with pytest.raises(ValueError, match=r"layer must run once .* but ran 0 times"):
+        layer_output(nn.Identity(), shared, constant())

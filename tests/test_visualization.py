@@ -437,6 +437,23 @@ def test_overlay_does_not_depend_on_the_scale():
     assert torch.equal(overlay_saliency(image, -saliency), image)
 
 
+@pytest.mark.parametrize(
+    ("image", "saliency", "message"),
+    [
+        ((3, 4, 4), torch.full((1, 4, 4), torch.nan), "saliency must be finite"),
+        ((3, 4, 4), torch.full((1, 4, 4), torch.inf), "saliency must be finite"),
+        ((3, 4, 4), torch.ones(4, 4), r"saliency must have shape \(1, 4, 4\), got \(4"),
+        ((3, 4, 4), torch.ones(1, 2, 4), r"saliency must have shape \(1, 4, 4\), got"),
+        ((3, 4, 4), torch.ones(3, 4, 4), r"saliency must have shape \(1, 4, 4\), got"),
+        ((2, 4, 4), torch.ones(1, 4, 4), r"image must have shape \(1 or 3, H, W\), no"),
+        ((4, 4), torch.ones(1, 4, 4), r"image must have shape \(1 or 3, H, W\), none"),
+    ],
+)
+def test_overlay_of_what_does_not_fit(image, saliency, message):
+    with pytest.raises(ValueError, match=message):
+        overlay_saliency(torch.rand(image), saliency)
+
+
 def comparison():
     names = ("images", "original", "masked")
     parts = {name: torch.rand(2, 3, HEIGHT, WIDTH) for name in names}

@@ -79,6 +79,7 @@ MASKS = HERE / "masks"
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 FORWARD_UNITS = 0.45
+TICKS = (20, 50, 100, 200, 400, 800)  # units, in the figure
 QUICK_IMAGES = 2
 
 SHORT_TORCHRAY = dataclasses.replace(
@@ -510,6 +511,8 @@ def budget_figure(records: dict[str, dict[str, Record]], file: Path) -> int:
             )
             axis.plot(*zip(*points, strict=True), "o-", label=base, markersize=4)
         axis.set(xscale="log", xlabel="units a mask", title=title)
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("logit, mean")
     axes[0].legend(fontsize=8)

@@ -28,16 +28,17 @@ ROOT = Path(captum_extremal.__file__).parent
 # one module here; inside it, imports are free.
 TIERS = (
     {"_checks"},
-    {"_captum", "_lattice", "_layer", "_model", "blur"},
+    {"_captum", "_lattice", "_layer", "_model", "_pictures", "blur"},
     {"_max_convolution"},
     {"area", "disks", "image_priors", "level_sets"}
     | {"masks", "perturbations", "rewards"},
     {"solvers"},
     {"_curve", "_files", "_running"},
+    {"report"},
     {"result", "channel_result"},
     {"class_channels", "metrics", "presets", "visualization"},
     {"extremal", "channel", "inversion"},
-    {"insights", "report"},
+    {"insights"},
     {"benchmark"},
     {"models", "_command_line"},
     {"cli_channels"},

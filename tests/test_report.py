@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import re
@@ -146,21 +147,25 @@ def test_settings_and_versions_are_listed():
     assert f"torch {torch.__version__.partition('+')[0]}" in rows["page made by"]
 
 
-def test_another_image_of_the_batch():
-    scores = torch.tensor([[3.0, 1.0, 2.5], [7.0, 5.0, 6.0]])
-    result = make_result(2, scores=scores)
-    images = torch.rand(2, 3, 16, 16)
-    first, second = (Page(to_html(result, images=images, index=i)) for i in (0, 1))
-    (whole,) = second.images("whole")
-    np.testing.assert_allclose(
-        whole, images[1].movedim(0, -1).numpy(), atol=0.5 / 255 + 1e-6
+def test_an_image_of_the_batch_is_shown_as_if_alone():
+    result = make_result(
+        2,
+        scores=torch.tensor([[3.0, 1.0, 2.5], [7.0, 5.0, 6.0]]),
+        complement_scores=torch.tensor([[0.25, 2.0, 1.5], [1.0, 0.0, 2.0]]),
+        input_score=torch.tensor([2.25, 5.5]),
+        perturbed_score=torch.tensor([-0.5, -1.5]),
     )
-    assert [li["data-kept"] for li in second.all("li") if "data-kept" in li] == [
-        "5.00",
-        "6.00",
-        "7.00",
-    ]
-    assert first.texts["p"] != second.texts["p"]
+    images, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 4, 4)
+    names = ("masks", "scores", "complement_scores", "input_score", "perturbed_score")
+    alone = dataclasses.replace(
+        result, **{name: getattr(result, name)[1:] for name in names}
+    )
+    page = to_html(result, images=images, index=1, others={"map": maps})
+    note = '<p class="quiet">Image 1 of 0..1 of the result.</p>\n'
+    assert note in page
+    expected = to_html(alone, images=images[1:], others={"map": maps[1:]})
+    assert page.replace(note, "") == expected
+    assert to_html(result, images=images, others={"map": maps}) != page
 
 
 def test_normalised_images_are_shown_as_they_were():
@@ -417,6 +422,10 @@ def test_a_result_of_a_run():
             "mean and std must be given together, got no std",
         ),
         (
+            {"images": torch.rand(1, 3, 16, 16), "mean": [0.5] * 3, "std": [1.0] * 2},
+            "std must hold one value, or one for each of 3 channels, got 2",
+        ),
+        (
             {"others": {"IG": torch.rand(1, 1, 16, 16)}},
             "others must come with images to be shown on, got none",
         ),
@@ -446,6 +455,11 @@ def test_images_with_a_tuple_of_masks():
     result = make_result(masks=(torch.rand(1, 3, 1, 16, 16),))
     with pytest.raises(TypeError, match="result must hold one tensor of masks"):
         to_html(result, images=torch.rand(1, 3, 16, 16))
+
+
+def test_others_without_names():
+    with pytest.raises(TypeError, match=r"others must be a dict .*, got Tensor"):
+        to_html(make_result(), others=torch.rand(1, 3, 16, 16))
 
 
 def test_a_folder_that_does_not_exist(tmp_path):

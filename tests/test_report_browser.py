@@ -270,3 +270,25 @@ def test_the_frame_of_a_notebook_works(visit, tmp_path):
     driver.switch_to.default_content()
     assert shown == ["2.00", "1.00"]
     assert driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize(
+    "masks", [torch.ones(1, 1, 1, 5, 5), torch.ones(1, 1, 1, 9)], ids=["one", "signal"]
+)
+def test_a_single_area(visit, tmp_path, masks):
+    result = ExtremalResult(
+        masks=masks,
+        areas=(1.0,),
+        scores=torch.tensor([[1.5]]),
+        complement_scores=torch.tensor([[0.0]]),
+        input_score=torch.tensor([1.5]),
+        perturbed_score=torch.tensor([0.0]),
+    )
+    path = tmp_path / "single.html"
+    result.to_html(path)
+    driver = visit(PHONE, address=path.as_uri())
+    press(driver, "ARROW_RIGHT")
+    assert find(driver, "#viewer [data-show=kept]").text == "1.50"
+    assert find(driver, "#curve .dot.kept.current").rect["x"] < PHONE
+    assert page_width(driver) == PHONE
+    assert driver.get_log("browser") == []

@@ -115,8 +115,9 @@ def to_html(
 
     Raises:
         ValueError: If ``images``, ``index`` or ``others`` do not fit the result, or
-            ``mean`` comes without ``std``.
-        TypeError: If ``images`` come with a result that holds a tuple of masks.
+            ``mean`` and ``std`` do not fit each other or the channels.
+        TypeError: If ``images`` come with a result that holds a tuple of masks, or
+            ``others`` is no dict.
         OSError: If the folder of ``path`` does not exist or cannot be written to.
 
     Example:
@@ -223,7 +224,9 @@ class _Content:
             scores=_scores_of(result, index, order),
             image=None if image is None else fitted(image),
             masks=None if masks is None else torch.stack([fitted(m) for m in masks]),
-            others=_others_of(others or {}, num_images, index, image),
+            others=_others_of(
+                {} if others is None else others, num_images, index, image
+            ),
             settings=result.settings,
             notes=notes,
         )
@@ -265,6 +268,12 @@ def _image_of(
         raise ValueError(f"mean and std must be given together, got no {missing}")
     image = images[index].detach().float().cpu()
     if mean is not None and std is not None:
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, len(image)):
+                raise ValueError(
+                    f"{name} must hold one value, or one for each of {len(image)} "
+                    f"channels, got {len(values)}"
+                )
         return denormalize(image, mean, std)
     low, high = image.aminmax()
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
@@ -300,6 +309,11 @@ def _scores_of(result: Result, index: int, order: Sequence[int]) -> Scores:
 def _others_of(
     others: Mapping[str, Tensor], num_images: int, index: int, image: Tensor | None
 ) -> dict[str, Tensor]:
+    if not isinstance(others, Mapping):
+        raise TypeError(
+            f"others must be a dict of attributions by name, got "
+            f"{type(others).__name__}"
+        )
     if others and image is None:
         raise ValueError("others must come with images to be shown on, got none")
     found = {}

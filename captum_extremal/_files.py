@@ -1,4 +1,4 @@
-"""Tensors and what is known about them <-> one safetensors file.
+"""Tensors and what is known about them <-> one safetensors file; text -> a file.
 
 The JSON sits in the file's metadata. A file appears only once it is complete, and
 nothing in a file is executed.
@@ -29,10 +29,9 @@ def write(
     """
     copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     metadata = {_KEY: json.dumps(about)}
+    check_folder(path)
     target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
-    partial = target.with_name(target.name + ".partial")
+    partial = _partial(target)
     try:
         save_file(copies, partial, metadata=metadata)
         partial.replace(target)
@@ -40,6 +39,32 @@ def write(
         raise OSError(f"path must be writable, got {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file of text in UTF-8, or replace it.
+
+    Raises:
+        OSError: If the folder does not exist or cannot be written to.
+    """
+    check_folder(path)
+    target = Path(path)
+    partial = _partial(target)
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """A file's folder must exist: nobody wants one of a misspelt name."""
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -251,6 +251,11 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the masks and scores to this .safetensors file.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a page with a slider over the areas to this file.",
+)
 @_shared_options(DEFAULT_AREAS)
 def explain(
     image: Path,
@@ -260,6 +265,7 @@ def explain(
     target: str | None,
     output: Path | None,
     save: Path | None,
+    html: Path | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Explain the picture IMAGE with a classifier and weights of your own.
@@ -268,19 +274,22 @@ def explain(
     """
     settings = _Settings.of(**options)
     figure = figure_path(output, image, "extremal")
-    check_distinct({"IMAGE": image, "--output": figure, "--save": save})
+    also = {"--save": save, "--html": html}
+    check_distinct({"IMAGE": image, "--output": figure, **also})
     picture = open_picture(image)
     loaded = load_model(model, weights)
     if size is not None:
         loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
-    prepare_folder("--output", figure)
-    if save is not None:
-        prepare_folder("--save", save)
+    for option, path in {"--output": figure, **also}.items():
+        if path is not None:
+            prepare_folder(option, path)
     views = [_View(image.stem, *loaded.preprocess(picture))]
     found = _search(loaded, views, target, settings)
     if save is not None:
         found.result.save(save)
-    _report(found, [figure], also=[save] if save is not None else [])
+    if html is not None:
+        _write_page(found, html)
+    _report(found, [figure], also=[path for path in also.values() if path is not None])
 
 
 # --- the search ---
@@ -413,13 +422,23 @@ def _demo_picture(name: str) -> Image:
 def _report(found: _Found, figures: Sequence[Path], also: Sequence[Path] = ()) -> None:
     """Write the figures, print the table and say where everything is."""
     for index, (view, path) in enumerate(zip(found.views, figures, strict=True)):
-        probability = float(found.input_probability[index])
-        title = f"{view.name}: {found.targets[index]} (p = {probability:.2f})"
+        title = _title(found, index)
         plot_result(view.image, found.result, index, title=title).savefig(path)
     click.echo("\n".join(_table(found)))
     click.echo()
     for path in (*figures, *also):
         click.echo(f"wrote {path}")
+
+
+def _write_page(found: _Found, path: Path) -> None:
+    images = torch.stack([view.image for view in found.views])
+    title, label = _title(found, 0), found.targets[0]
+    found.result.to_html(path, images, title=title, label=label)
+
+
+def _title(found: _Found, index: int) -> str:
+    probability = float(found.input_probability[index])
+    return f"{found.views[index].name}: {found.targets[index]} (p = {probability:.2f})"
 
 
 _ROW = "{:<14} {:<20} {:>9} {:>8} {:>9} {:>9} {:>8}  {}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from captum_extremal.level_sets import (
     smooth_edges,
 )
 from captum_extremal.masks import default_step
+from captum_extremal.report import notebook_html, to_html
 from captum_extremal.solvers import (
     GradientSolver,
     LevelSetSolver,
@@ -260,6 +261,52 @@ class ExtremalResult:
             raise ValueError(
                 f"path must be a saved ExtremalResult, got {path}"
             ) from error
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        images: Tensor | None = None,
+        *,
+        index: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        title: str | None = None,
+        label: str | None = None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> str:
+        """Show one image as a page with a slider over the areas, in one file.
+
+        Takes the arguments of `captum_extremal.report.to_html`, which this calls, and
+        raises the same errors.
+
+        Returns:
+            The page.
+
+        Example:
+            >>> import torch
+            >>> from captum_extremal import ExtremalPerturbation
+            >>> method = ExtremalPerturbation(lambda x: x.mean((1, 2, 3)), "fade")
+            >>> x = torch.rand(1, 1, 16, 16)
+            >>> result = method.optimize(x, areas=[0.1, 0.25])
+            >>> page = result.to_html(images=x, title="brightness")
+            >>> page.startswith("<!doctype html>")
+            True
+        """
+        return to_html(
+            self,
+            path,
+            images,
+            index=index,
+            mean=mean,
+            std=std,
+            title=title,
+            label=label,
+            others=others,
+        )
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the masks and scores of the first image, with a slider."""
+        return notebook_html(self)
 
     @classmethod
     def _from_file(

@@ -30,16 +30,17 @@ ROOT = Path(captum_extremal.__file__).parent
 # one module here; inside it, imports are free.
 TIERS = (
     {"_checks"},
-    {"_captum", "_lattice", "_layer", "_model", "blur"},
+    {"_captum", "_lattice", "_layer", "_model", "_pictures", "blur"},
     {"_max_convolution"},
     {"area", "disks", "image_priors", "level_sets"}
     | {"masks", "perturbations", "rewards"},
     {"solvers"},
     {"_curve", "_files", "_running"},
+    {"report"},
     {"result", "channel_result"},
     {"class_channels", "metrics", "presets", "visualization"},
     {"extremal", "channel", "inversion", "peers"},
-    {"insights", "report"},
+    {"insights"},
     {"models", "_command_line"},
     {"benchmark"},
     {"cli_benchmark", "cli_channels"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
@@ -168,6 +170,33 @@ def test_the_probability_is_that_of_the_kept_picture(run, tmp_path, folder):
     kept = apply_mask(BlurPerturbation().levels(inputs[None]), mask)
     probability = float(loaded.model(kept).softmax(dim=1)[0, 1])
     assert rows(done.stdout)[0][4] == pytest.approx(probability, abs=1e-3)
+
+
+def test_the_page_shows_the_picture_and_the_saved_scores(run, tmp_path, folder):
+    done = run("--areas=0.1,0.3", "--html=new/page.html", "--save=r.safetensors")
+    assert "wrote new/page.html" in done.stdout
+    page = (tmp_path / "new" / "page.html").read_text("utf-8")
+    result = ExtremalResult.load(tmp_path / "r.safetensors")
+    for name, scores in (
+        ("kept", result.scores),
+        ("removed", result.complement_scores),
+    ):
+        shown = re.findall(f'data-{name}="([^"]+)"', page)
+        assert [float(s) for s in shown] == pytest.approx(scores[0].tolist(), abs=0.01)
+    name = re.search(r"class \d", done.stdout)[0]
+    assert re.search(rf"<h1>photo: {name} \(p = 0\.\d\d\)</h1>", page)
+    whole = re.search(r'class="whole pixels" src="data:image/png;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(whole[1]))) as file:
+        shown = np.asarray(file) / 255
+    with Image.open(folder / "photo.png") as photo:
+        loaded = load_model("torchvision:squeezenet1_1", folder / "weights.pt")
+        image, _ = loaded.preprocess.with_size(SIZE)(photo)
+    np.testing.assert_allclose(shown, image.movedim(0, -1).numpy(), atol=0.003)
+
+
+def test_no_page_unless_asked_for(run, tmp_path):
+    run("--areas=0.1")
+    assert [file.name for file in tmp_path.iterdir()] == ["photo-extremal.png"]
 
 
 def test_progress_is_shown_on_stderr(run):
@@ -439,6 +468,8 @@ def test_masks_and_figure_are_two_files(run, folder, tmp_path):
     assert line.startswith("--save must not be the same file as --output")
     line = error_line(run(f"--save={folder / 'photo.png'}"))
     assert line.startswith("--save must not be the same file as IMAGE")
+    line = error_line(run("--save=one.html", f"--html={tmp_path / 'one.html'}"))
+    assert line.startswith("--html must not be the same file as --save")
 
 
 def test_a_float_picture_is_refused_rather_than_shown_black(run, folder):
@@ -452,6 +483,7 @@ def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
     inside = folder / "photo.png" / "deep"
     assert error_line(run(f"--output={inside}")).startswith("--output must lie in a wr")
     assert error_line(run(f"--save={inside}")).startswith("--save must lie in a writab")
+    assert error_line(run(f"--html={inside}")).startswith("--html must lie in a writab")
 
 
 def test_a_name_that_looks_like_tex(run, folder, tmp_path):

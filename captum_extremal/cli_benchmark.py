@@ -84,8 +84,12 @@ _RULE = "rule"
     "--areas",
     help="Of the extremal methods, with commas between.  [default: the paper's]",
 )
-@click.option("--layer", help="Of grad-cam.  [default: the last feature map]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--layer", help="Of grad-cam, mwp and cmwp.  [default: the last feature map]"
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of all that is random."
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=1),

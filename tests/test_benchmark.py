@@ -262,7 +262,10 @@ def test_masks_of_the_probability_find_the_object(method):
     inputs = torch.zeros(1, 3, 28, 28)
     inputs[0, 0, 6:14, 16:24] = 3.0
     model = small(nn.ReLU)
-    model.head.weight.data *= 2
+    # A head of its own: the other class, which is surer, must not matter.
+    model.head = nn.Linear(2, 2)
+    model.head.weight.data = torch.tensor([[8.0, 0.0], [0.0, 0.0]])
+    model.head.bias.data = torch.tensor([-1.0, 50.0])
     explain = explainer(method, model, Options(seed=1))
     saliency = explain(inputs, torch.tensor([0])).saliency
     assert saliency.shape == (1, 1, 28, 28)

@@ -54,6 +54,7 @@ from torch.nn import functional as F
 
 from captum_extremal import presets
 from captum_extremal._checks import check_areas, check_choice, check_count
+from captum_extremal.benchmark.targets import probabilities
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.metrics import masks_to_saliency
 from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
@@ -337,7 +338,7 @@ def _of_probability(
     method: type[RISE | MeaningfulPerturbation],
 ) -> Callable[[nn.Module, Options], Explain]:
     def build(model: nn.Module, options: Options) -> Explain:
-        attributed = method(lambda inputs: model(inputs).softmax(dim=1))
+        attributed = method(lambda inputs: probabilities(model(inputs)))
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             maps = attributed.attribute(inputs, target, seed=options.seed)

@@ -404,7 +404,8 @@ def _outputs_of(plan: Plan) -> dict[str, list[int]]:
         ) from None
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         raise ValueError("model must return one row of class scores for each image")
-    if "grad-cam" in plan.methods and plan.options.layer is None:
+    need_maps = {"grad-cam", "mwp", "cmwp"} & set(plan.methods)
+    if need_maps and plan.options.layer is None:
         last_feature_map(plan.model, blank)
     for pair in plan.pairs or []:
         if pair.output is not None and not 0 <= pair.output < outputs.shape[1]:

@@ -136,9 +136,26 @@ def highest(outputs: Tensor, indices: Sequence[int]) -> Target:
     if wrong:
         raise ValueError(f"index must lie in 0..{len(outputs) - 1}, got {wrong[0]}")
     index = max(indices, key=lambda index: float(outputs[index]))
-    softmax = len(outputs) == _IMAGENET_CLASSES
-    probabilities = outputs.softmax(dim=0) if softmax else outputs.sigmoid()
-    return Target(index, float(outputs[index]), float(probabilities[index]))
+    return Target(index, float(outputs[index]), float(probabilities(outputs)[index]))
+
+
+def probabilities(outputs: Tensor) -> Tensor:
+    """A softmax of ImageNet's 1000 classes, sigmoids of those of a fine-tuned head.
+
+    Args:
+        outputs: Scores, classes last.
+
+    Returns:
+        Of the same shape, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> probabilities(torch.zeros(1, 20))[0, 0], probabilities(torch.zeros(1000))[0]
+        (tensor(0.5000), tensor(0.0010))
+    """
+    if outputs.shape[-1] == _IMAGENET_CLASSES:
+        return outputs.softmax(dim=-1)
+    return outputs.sigmoid()
 
 
 @cache

@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from torchvision.models import get_model
 
+from captum_extremal import LevelSetSolver
 from captum_extremal.benchmark import ImageSet, Plan, read
 from captum_extremal.benchmark import run as run_plan
+from captum_extremal.benchmark.pairs import Pair
 from captum_extremal.cli import main
 from captum_extremal.models import Preprocess
 from tiny_data import make_coco, make_voc, many
@@ -290,6 +292,25 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkey
         done = run(methods="gradient,centre")
     assert "failed" not in done.stderr
     assert len(read(tmp_path / "out").rows) == 9 + 9
+
+
+def test_rows_depend_on_the_normalisation_and_the_solver_but_not_on_an_order():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 20))
+    pairs = [Pair("a", "dog", 3), Pair("b", "cat", 4)]
+
+    def of(method="extremal", pairs=pairs, **preprocess):
+        images = ImageSet("voc2007", ["a"], read=None)
+        prepared = Preprocess(crop=(8, 8), **preprocess)
+        return Plan(images, model, prepared, (method,), pairs=pairs)
+
+    usual = of().configurations["extremal"]
+    assert of(pairs=pairs[::-1]).configurations["extremal"] == usual
+    for change in ({"mean": (0.0,) * 3}, {"std": (9.0,) * 3}):
+        assert of(**change).configurations["extremal"] != usual
+    assert of(interpolation="nearest").configurations["extremal"] != usual
+    arguments = of().settings["extremal"]["method"]["arguments"]
+    assert repr(LevelSetSolver()) in arguments
+    assert "sigma_max" in str(of("extremal-paper").settings)
 
 
 def test_a_model_of_one_size_cannot_keep_proportions():

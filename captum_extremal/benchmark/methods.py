@@ -129,10 +129,12 @@ class Method(NamedTuple):
     Attributes:
         build: Model and options -> the function.
         options: Names of the options that change what the method gives.
+        arguments: What else it was made with, of which results depend too.
     """
 
     build: Callable[[nn.Module, Options], Explain]
     options: tuple[str, ...] = ()
+    arguments: str = ""
 
 
 def explainer(name: str, model: nn.Module, options: Options | None = None) -> Explain:
@@ -184,6 +186,8 @@ def settings_of(name: str, options: Options) -> dict[str, Any]:
     given = {option: getattr(options, option) for option in METHODS[name].options}
     if "areas" in given:
         given["areas"] = list(options.areas)
+    if METHODS[name].arguments:
+        given["arguments"] = METHODS[name].arguments
     return {"method": name, **given}
 
 
@@ -382,7 +386,7 @@ def _occlusion(model: nn.Module, _options: Options) -> Explain:
     return explain
 
 
-def _extremal(**arguments: Any) -> Callable[[nn.Module, Options], Explain]:  # noqa: ANN401
+def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
     """One of the solvers; ``arguments`` are those of `ExtremalPerturbation`."""
 
     def build(model: nn.Module, options: Options) -> Explain:
@@ -407,7 +411,7 @@ def _extremal(**arguments: Any) -> Callable[[nn.Module, Options], Explain]:  # n
 
         return explain
 
-    return build
+    return Method(build, _AREAS, repr(arguments))
 
 
 _AREAS = ("areas", "game", "seed", "steps")
@@ -423,10 +427,10 @@ METHODS: dict[str, Method] = {
     "meaningful": Method(_of_probability(MeaningfulPerturbation), ("seed",)),
     "ig": Method(_integrated_gradients),
     "occlusion": Method(_occlusion),
-    "extremal": Method(_extremal(solver=LevelSetSolver()), _AREAS),
-    "extremal-search": Method(_extremal(solver=SearchSolver()), _AREAS),
-    "extremal-paper": Method(_extremal(**presets.paper()), _AREAS),
-    "extremal-torchray": Method(_extremal(**presets.torchray()), _AREAS),
+    "extremal": _extremal(solver=LevelSetSolver()),
+    "extremal-search": _extremal(solver=SearchSolver()),
+    "extremal-paper": _extremal(**presets.paper()),
+    "extremal-torchray": _extremal(**presets.torchray()),
 }
 """Name -> method, in the order of the rows of a table."""
 

@@ -115,12 +115,18 @@ class Plan:
     def settings(self) -> dict[str, dict[str, Any]]:
         """Method -> all that a row of it depends on, beside image and class."""
         given = [list(pair) for pair in self.pairs or [] if pair.output is not None]
+        given.sort()
         common = {
             "dataset": self.images.name,
             "model": self.model_name,
             "weights": digest_of(self.model),
             "size": list(self.preprocess.crop),
             "resize": self.resize,
+            "normalisation": [
+                list(self.preprocess.mean),
+                list(self.preprocess.std),
+                self.preprocess.interpolation,
+            ],
             "targets": configuration_of({"pairs": given}) if given else "highest",
             "version": version("captum_extremal"),
         }

@@ -13,9 +13,7 @@ with that of the intact network, as its blocks are randomised from the classifie
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,10 +49,8 @@ Record = dict[str, Any]
 
 def examples(loaded: LoadedModel, count: int) -> Iterator[tuple[str, Tensor, int]]:
     """Name, input and class of the first images of the list."""
-    folder = Path(os.environ["CAPTUM_EXTREMAL_DATA"]) / "imagenet_mini"
-    with (folder / "labels.csv").open() as file:
-        rows = list(csv.DictReader(file))[:count]
-    for row in rows:
+    folder = measuring.data() / "imagenet_mini"
+    for row in measuring.labelled_images(count):
         picture = Image.open(folder / row["file"]).convert("RGB")
         inputs = loaded.preprocess(picture)[1][None]
         yield Path(row["file"]).stem, inputs, int(row["class_index"])
@@ -69,10 +65,7 @@ def kept(file: Path, settings: Record) -> Record:
 def keep(file: Path, settings: Record, images: Record) -> None:
     """The whole file or none."""
     content = {"settings": settings, "images": images} | measuring.metadata()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(file)
+    measuring.write(file, content)
 
 
 @click.group()

@@ -25,7 +25,6 @@ is skipped. `report` prints the tables and writes them to ``docs/channels.md``.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +37,6 @@ import numpy as np
 import torch
 from captum.attr import LayerFeatureAblation, LayerGradientXActivation
 from PIL import Image
-from quality import images_of, interval, write
 from torch import Tensor, nn
 
 from captum_extremal import ChannelExtremalPerturbation, presets
@@ -162,9 +160,9 @@ def run_images(
     images: int, layer: str, paper: int, results: Path, curve: Sequence[int] = CURVE
 ) -> None:
     """Measure what is not measured yet."""
-    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    data = measuring.data()
     model, preprocess, _ = load_model("demo")
-    for index, row in enumerate(images_of(data, images)):
+    for index, row in enumerate(measuring.labelled_images(images)):
         file = results / f"{Path(row['file']).stem}.json"
         if file.exists():
             continue
@@ -174,7 +172,9 @@ def run_images(
         choice = Choice(model, module, inputs, int(row["class_index"]))
         ways = ["ours", *RIVALS, *(["paper"] if index < paper else [])]
         record = measure(choice, ways, curve)
-        write(file, record | {"layer": layer, "metadata": measuring.metadata()})
+        measuring.write(
+            file, record | {"layer": layer, "metadata": measuring.metadata()}
+        )
         times = ", ".join(f"{k} {s:.0f} s" for k, s in record["seconds"].items())
         click.echo(f"{file.stem}: {times}")
 
@@ -198,7 +198,7 @@ def scores_table(records: Sequence[Record]) -> str:
             for way in RIVALS
         }
         best = np.max(list(theirs.values()), axis=0)
-        low, high = interval(ours - best)
+        low, high = measuring.interval(ours - best)
         rows.append(
             [
                 str(count),

@@ -17,10 +17,8 @@ most. Figures go to ``docs/images``, what was measured to
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,11 +87,6 @@ def smallest_sufficient(
     return chosen, torch.stack(means), counts
 
 
-def data() -> Path:
-    """The folder of real images."""
-    return Path(os.environ.get("CAPTUM_EXTREMAL_DATA", "../shared/data"))
-
-
 def pictures(loaded: LoadedModel, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
     """Pictures for display and for the model, (N, 3, H, W) each."""
     ready = [loaded.preprocess(Image.open(path).convert("RGB")) for path in paths]
@@ -128,18 +121,15 @@ def save(figure: Any, name: str) -> None:  # noqa: ANN401
 
 def record(name: str, content: dict[str, Any]) -> None:
     """What was measured, with the versions."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    text = json.dumps(about | content, indent=1) + "\n"
-    (RESULTS / f"{name}.json").write_text(text, "utf-8")
+    measuring.write(RESULTS / f"{name}.json", about | content)
 
 
 def compare(loaded: LoadedModel, layer: str, iterations: int) -> None:
     """Fig. 9 for some pictures."""
-    with (data() / "imagenet_mini" / "labels.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["name"] in COMPARED]
+    rows = [row for row in measuring.labelled_images() if row["name"] in COMPARED]
     rows.sort(key=lambda row: COMPARED.index(row["name"]))
-    paths = [data() / "imagenet_mini" / row["file"] for row in rows]
+    paths = [measuring.data() / "imagenet_mini" / row["file"] for row in rows]
     _, inputs = pictures(loaded, paths)
     target = torch.tensor([int(row["class_index"]) for row in rows])
     module = loaded.model.get_submodule(layer)
@@ -187,7 +177,7 @@ def compare(loaded: LoadedModel, layer: str, iterations: int) -> None:
 
 def class_pictures() -> dict[int, list[Path]]:
     """Pictures of the COCO classes that have enough of them, by ImageNet class."""
-    root = data() / "coco_mini"
+    root = measuring.data() / "coco_mini"
     entries = json.loads((root / "pairs_lite0.json").read_text("utf-8"))
     found: dict[int, list[Path]] = {}
     for entry in entries:
@@ -215,9 +205,9 @@ def classes(loaded: LoadedModel, iterations: int) -> None:
         )
         gathered.update(means, target)
     best = ExcitingImages(SHOWN_EXAMPLES)
-    everything = sorted((data() / "coco_mini" / "val2014").glob("*.jpg")) + sorted(
-        (data() / "imagenet_mini" / "images").glob("*.JPEG")
-    )
+    everything = sorted(
+        (measuring.data() / "coco_mini" / "val2014").glob("*.jpg")
+    ) + sorted((measuring.data() / "imagenet_mini" / "images").glob("*.JPEG"))
     for start in range(0, len(everything), 8):
         paths = everything[start : start + 8]
         _, inputs = pictures(loaded, paths)

@@ -1,8 +1,10 @@
-"""What the benchmarks of speed share: interleaved times, peak memory, result files."""
+"""What the benchmarks share: pictures, times, memory, intervals, files and tables."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -13,12 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import captum
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from captum_extremal import __version__
 
 Record = dict[str, Any]
+
+
+def data() -> Path:
+    """The folder of real images."""
+    return Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+
+
+def labelled_images(count: int | None = None) -> list[dict[str, str]]:
+    """The first images of imagenet_mini in the order of its list, or all."""
+    with (data() / "imagenet_mini" / "labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))[:count]
 
 
 def interleaved(
@@ -119,13 +133,26 @@ def processor(device: torch.device | None) -> str:
     return found[0] if found else platform.processor() or platform.machine()
 
 
+def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over images."""
+    random = np.random.default_rng(0)
+    samples = random.choice(values, (draws, len(values))).mean(axis=1)
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def write(file: Path, record: Record) -> None:
+    """The whole record or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(file)
+
+
 def save(file: Path, parts: dict[str, Record]) -> dict[str, Record]:
     """Replace these parts of a result file; all parts as they are now."""
     known = json.loads(file.read_text()) if file.exists() else {}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(known | parts, indent=1) + "\n")
-    partial.replace(file)
+    write(file, known | parts)
     return known | parts
 
 

@@ -11,7 +11,8 @@ and class of ``coco_mini`` that the network is sure of (p >= 0.3) at the paper's
 for COCO. Masks are kept in ``benchmarks/masks`` (not part of the repository), what they
 are worth in one JSON file per solver and image below ``benchmarks/results``. What is
 there already is skipped, so a run that was ended goes on where it was. `report` prints
-the tables, and writes them and the figure to ``docs/quality.md`` and the README.
+the tables (`quality_report`), and writes them and the figure to ``docs/quality.md`` and
+the README.
 
 What is measured of each mask, always at exactly the asked area:
 
@@ -36,11 +37,9 @@ that is kept is taken as it is: delete the folder of a method whose code has cha
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +50,13 @@ import measuring
 import numpy as np
 import torch
 from PIL import Image
+from quality_report import (
+    budget_figure,
+    means_table,
+    paired_table,
+    pointing_table,
+    records_of,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -79,7 +85,6 @@ MASKS = HERE / "masks"
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 FORWARD_UNITS = 0.45
-TICKS = (20, 50, 100, 200, 400, 800)  # units, in the figure
 QUICK_IMAGES = 2
 
 SHORT_TORCHRAY = dataclasses.replace(
@@ -180,14 +185,6 @@ def explained(
     return result, record
 
 
-def write(file: Path, record: Record) -> None:
-    """The whole record or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(file)
-
-
 # --- what masks are worth ---
 
 
@@ -238,19 +235,13 @@ def judge(
     return {name: values.tolist() for name, values in rows.items()}
 
 
-def images_of(data: Path, count: int) -> list[dict[str, str]]:
-    """The first ``count`` images of imagenet_mini in the order of its list."""
-    with (data / "imagenet_mini" / "labels.csv").open() as file:
-        return list(csv.DictReader(file))[:count]
-
-
 def run_images(
     methods: Sequence[str], count: int, results: Path, first: int = 0
 ) -> None:
     """Explain and judge what is not judged yet."""
-    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    data = measuring.data()
     models = {"lite0": load_model("demo"), "lite1": load_demo(1)}
-    for row in images_of(data, first + count)[first:]:
+    for row in measuring.labelled_images(first + count)[first:]:
         stem, target = Path(row["file"]).stem, int(row["class_index"])
         for name in methods:
             file = results / "quality" / name / f"{stem}.json"
@@ -263,7 +254,7 @@ def run_images(
             result, cost = explained(name, kept, model, inputs, target, AREAS)
             assert isinstance(result.masks, Tensor)
             record = judge(result.masks[0], image, target, models)
-            write(file, record | cost)
+            measuring.write(file, record | cost)
             hard = np.mean(record["hard"])
             click.echo(f"{name}/{stem}: hard {hard:.2f}, {cost['seconds']:.0f} s")
 
@@ -299,7 +290,7 @@ def object_masks(data: Path, pairs: Sequence[tuple[str, str, int]]) -> Iterator[
 
 def run_pairs(methods: Sequence[str], count: int | None, results: Path) -> None:
     """Explain the pairs and play the game with them."""
-    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
+    data = measuring.data()
     model = load_model("demo").model
     pairs = pairs_of(data)[:count]
     for pair, objects in zip(pairs, object_masks(data, pairs), strict=True):
@@ -331,7 +322,7 @@ def run_pairs(methods: Sequence[str], count: int | None, results: Path) -> None:
                 "on_object": on_object(kept_areas, objects),
                 "central": central_share(kept_areas),
             }
-            write(out, record | cost)
+            measuring.write(out, record | cost)
             click.echo(f"{name}/{stem}: {category} {near:.0f}, inside {inside:.0f}")
 
 
@@ -351,191 +342,32 @@ def central_share(masks: Tensor) -> float:
 
 # --- the report ---
 
-SCORES = {
-    "hard": "logit, binarised mask",
-    "hard_probability": "probability, binarised mask",
-    "soft": "logit, soft edge (9 x 9 box)",
-    "faded": "logit, binarised mask, TorchRay's blur",
-    "mirror": "soft edge, picture mirrored",
-    "grey": "soft edge, grey instead of blur",
-    "lite1": "soft edge, on EfficientNet-Lite1",
-}
-
-
-def records_of(folder: Path) -> dict[str, dict[str, Record]]:
-    """Method -> image -> record."""
-    return {
-        method.name: {
-            file.stem: json.loads(file.read_text())
-            for file in sorted(method.glob("*.json"))
-        }
-        for method in sorted(folder.iterdir())
-        if method.is_dir()
-    }
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over images."""
-    random = np.random.default_rng(0)
-    samples = random.choice(values, (draws, len(values))).mean(axis=1)
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def shared_by(records: dict[str, dict[str, Record]], names: Sequence[str]) -> list[str]:
-    """Images that all methods were measured on."""
-    return sorted(set.intersection(*(set(records[name]) for name in names)))
-
-
-def means_table(records: dict[str, dict[str, Record]]) -> str:
-    """Every method on the images that it was measured on."""
-    names = [name for name in METHODS if name in records and "@" not in name]
-    header = ["", *names]
-    rows = [["images", *(str(len(records[name])) for name in names)]]
-
-    def row(text: str, name: str, digits: int) -> list[str]:
-        cells = [
-            np.mean([record[name] for record in records[method].values()])
-            for method in names
-        ]
-        return [text, *(f"{cell:.{digits}f}" for cell in cells)]
-
-    rows += [row(text, name, 2) for name, text in SCORES.items()]
-    rows += [
-        row("logit, mask as delivered", "delivered", 2),
-        row("share of pixels within 0.05 of 0 or 1", "near_binary", 2),
-        row("units a mask", "units", 0),
-    ]
-    errors = [
-        np.abs([record["area_error"] for record in records[name].values()])
-        for name in names
-    ]
-    rows.append(["area error, worst", *(f"{error.max():.0e}" for error in errors)])
-    seconds = [
-        np.median([record["seconds"] for record in records[name].values()])
-        for name in names
-    ]
-    rows.append(["seconds an image, median", *(f"{value:.0f}" for value in seconds)])
-    return measuring.table(header, rows)
-
-
-def paired_table(
-    records: dict[str, dict[str, Record]],
-    name: str,
-    against: str,
-    held_out: Sequence[str],
-) -> str:
-    """Differences of two methods on the same images, with intervals."""
-    shared = shared_by(records, [name, against])
-    unseen = np.array([image in held_out for image in shared])
-    part = f"on the {unseen.sum()} held out"
-    if not unseen.any():
-        unseen, part = ~unseen, "and its interval"
-    rows = []
-    for score, text in SCORES.items():
-        ours, theirs = (
-            np.array([records[method][image][score] for image in shared])
-            for method in (name, against)
-        )
-        gains = ours - theirs
-        low, high = interval(gains[unseen].mean(axis=1))
-        rows.append(
-            [
-                text,
-                f"{ours.mean():.2f}",
-                f"{theirs.mean():.2f}",
-                f"{gains.mean():+.2f}",
-                f"{gains[unseen].mean():+.2f} [{low:+.2f}, {high:+.2f}]",
-                f"{(gains < -0.3).mean():.1%}",
-            ]
-        )
-    header = [
-        f"{len(shared)} images",
-        name,
-        against,
-        "difference",
-        f"{part} [95 %]",
-        "lower by more than 0.3",
-    ]
-    return measuring.table(header, rows)
-
-
-def pointing_table(records: dict[str, dict[str, Record]], ours: str) -> str:
-    """Hits of every method, and of ours on the same pairs."""
-    rows = []
-    for name in (name for name in METHODS if name in records):
-        shared = shared_by(records, [name, ours])
-        if not shared:
-            continue
-        row = [name, str(len(shared))]
-        for kind in ("near", "inside"):
-            theirs, own = (
-                np.array([records[method][pair][kind] for pair in shared])
-                for method in (name, ours)
-            )
-            low, high = interval(theirs)
-            row += [f"{theirs.mean():.2f} [{low:.2f}, {high:.2f}]", f"{own.mean():.2f}"]
-        found = [records[name][pair] for pair in shared]
-        share = np.mean([record["on_object"] for record in found], axis=0)
-        row += [f"{share[0]:.2f}, {share[-1]:.2f}"]
-        row += [f"{np.mean([record['central'] for record in found]):.2f}"]
-        rows.append([*row, f"{np.mean([record['units'] for record in found]):.0f}"])
-    header = ["", "pairs", "within 15 pixels", ours, "inside", ours]
-    header += ["on the object: smallest, largest area", "in the middle half", "units"]
-    return measuring.table(header, rows)
-
-
-def budget_figure(records: dict[str, dict[str, Record]], file: Path) -> int:
-    """Score against cost for every solver; the number of images."""
-    from matplotlib.figure import Figure
-
-    families = {
-        base: [n for n in records if n == base or n.startswith(f"{base}@")]
-        for base in BUDGETS
-    }
-    for name in ("torchray", "paper"):
-        families[name] = [name] if name in records else []
-    families = {base: names for base, names in families.items() if names}
-    shared = shared_by(records, [n for names in families.values() for n in names])
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3, sharex=True)
-    titles = {"hard": "binarised mask", "soft": "soft edge", "lite1": "second network"}
-    for axis, (score, title) in zip(axes, titles.items(), strict=True):
-        for base, names in families.items():
-            points = sorted(
-                (
-                    float(np.mean([records[n][image]["units"] for image in shared])),
-                    float(np.mean([records[n][image][score] for image in shared])),
-                )
-                for n in names
-            )
-            axis.plot(*zip(*points, strict=True), "o-", label=base, markersize=4)
-        axis.set(xscale="log", xlabel="units a mask", title=title)
-        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("logit, mean")
-    axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=150)
-    return len(shared)
-
 
 def write_report() -> None:
     """Tables and figure into the docs."""
     records = records_of(RESULTS / "quality")
-    data = Path(os.environ["CAPTUM_EXTREMAL_DATA"])
-    tuned = {Path(row["file"]).stem for row in images_of(data, TUNED_ON)}
+    tuned = {Path(row["file"]).stem for row in measuring.labelled_images(TUNED_ON)}
     held_out = sorted({image for found in records.values() for image in found} - tuned)
     text = (DOCS / "quality.md").read_text()
-    contents = {"means": means_table(records)}
-    for against in METHODS:
-        if against in records and against != DEFAULT and "@" not in against:
+    named = [name for name in METHODS if name in records and "@" not in name]
+    # Those without a part of the default were measured on the pictures it was tuned on.
+    whole = [name for name in named if not name.startswith(f"{DEFAULT}-")]
+    contents = {"means": means_table(records, whole)}
+    for against in named:
+        if against != DEFAULT:
             contents[against] = paired_table(records, DEFAULT, against, held_out)
     played = RESULTS / "pointing"
     if (played / DEFAULT).is_dir():
-        contents["pointing"] = pointing_table(records_of(played), DEFAULT)
+        hits = records_of(played)
+        names = [name for name in METHODS if name in hits]
+        contents["pointing"] = pointing_table(hits, names, DEFAULT)
     if any("@" in name for name in records):
-        images = budget_figure(records, DOCS / "images" / "budget.png")
+        families = {
+            base: [n for n in records if n == base or n.startswith(f"{base}@")]
+            for base in (*BUDGETS, "torchray", "paper")
+        }
+        families = {base: names for base, names in families.items() if names}
+        images = budget_figure(records, families, DOCS / "images" / "budget.png")
         contents["budget"] = f"Means over {images} held-out images and three areas."
     machines = {
         (r["metadata"]["date"], r["metadata"]["processor"], r["metadata"]["torch"])
@@ -609,8 +441,9 @@ def quick() -> None:
         run_images(names, QUICK_IMAGES, Path(folder))
         run_pairs(names, QUICK_IMAGES, Path(folder))
         records = records_of(Path(folder) / "quality")
-        click.echo(means_table(records))
-        click.echo(pointing_table(records_of(Path(folder) / "pointing"), names[0]))
+        click.echo(means_table(records, names))
+        hits = records_of(Path(folder) / "pointing")
+        click.echo(pointing_table(hits, names, names[0]))
 
 
 if __name__ == "__main__":

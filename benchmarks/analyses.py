@@ -31,7 +31,7 @@ from captum_extremal.benchmark import (
     plot_sanity,
     sanity_check,
 )
-from captum_extremal.benchmark.monotonicity import PAPER_AREAS
+from captum_extremal.benchmark.monotonicity import EVIDENCE_AREAS
 from captum_extremal.models import LoadedModel, load_model
 
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def monotonicity_command(results: Path, count: int, steps: int | None) -> None:
     """The share of images whose evidence only adds up."""
     loaded = load_model("demo")
     solver = LevelSetSolver() if steps is None else LevelSetSolver(iterations=steps)
-    settings = {"areas": list(PAPER_AREAS), "solver": repr(solver)}
+    settings = {"areas": list(EVIDENCE_AREAS), "solver": repr(solver)}
     file = results / "monotonicity.json"
     images = kept(file, settings)
     names = []
@@ -94,7 +94,7 @@ def monotonicity_command(results: Path, count: int, steps: int | None) -> None:
         if name in images:
             continue
         method = ExtremalPerturbation(loaded.model, solver=solver)
-        result = method.optimize(inputs, target, PAPER_AREAS)
+        result = method.optimize(inputs, target, EVIDENCE_AREAS)
         images[name] = {
             "scores": result.scores[0].tolist(),
             "input_score": float(result.input_score),
@@ -102,7 +102,7 @@ def monotonicity_command(results: Path, count: int, steps: int | None) -> None:
         keep(file, settings, images)
         click.echo(f"{name}: {'rises' if result.is_monotonic() else 'falls'}")
     found = monotonicity(
-        PAPER_AREAS,
+        EVIDENCE_AREAS,
         torch.tensor([images[name]["scores"] for name in names]),
         torch.tensor([images[name]["input_score"] for name in names]),
     )

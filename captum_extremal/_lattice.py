@@ -11,6 +11,9 @@ from functools import cached_property
 from torch import Tensor
 from torch.nn import functional as F
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""Modes of `torch.nn.functional.interpolate` by the number of spatial axes."""
+
 
 @dataclass(frozen=True)
 class Lattice:

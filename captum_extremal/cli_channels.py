@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from captum_extremal._command_line import (
 from captum_extremal._running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.channel_result import ChannelResult
-from captum_extremal.models import load_model
+from captum_extremal.models import load_model, named_layer
 from captum_extremal.rewards import Game, simple_reward
 from captum_extremal.solvers import ChannelSolver
 from captum_extremal.visualization import plot_channels
@@ -157,7 +156,10 @@ def channels(
     loaded = load_model(model, weights)
     if size is not None:
         loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
-    module = _module(loaded.model, layer)
+    try:
+        module = named_layer(loaded.model, layer)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from None
     prepare_folder("--output", figure)
     if save is not None:
         prepare_folder("--save", save)
@@ -202,21 +204,6 @@ def _watched(module: nn.Module, at_input: bool) -> Iterator[list[object]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _module(model: nn.Module, name: str) -> nn.Module:
-    """The layer of a name, or an error with names that are close."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    del modules[""]  # the model itself
-    if name in modules:
-        return modules[name]
-    close = difflib.get_close_matches(name, modules, n=5)
-    close += [key for key in modules if name and (name in key or key in name)]
-    close = list(dict.fromkeys(close))
-    hint = f"; close: {', '.join(close[:5])}" if close else ""
-    raise click.UsageError(
-        f"--layer must name a module of the model, got {name!r}{hint}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -384,6 +384,34 @@ def _fold_batch_norms(module: nn.Module) -> None:
         before = (name, child)
 
 
+def named_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module of a name, or an error with names that are close.
+
+    Args:
+        model: Any model.
+        name: As in ``model.named_modules()``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If there is none of this name.
+
+    Example:
+        >>> named_layer(torch.nn.Sequential(torch.nn.ReLU()), "0")
+        ReLU()
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    del modules[""]  # the model itself
+    if name in modules:
+        return modules[name]
+    close = difflib.get_close_matches(name, modules, n=5)
+    close += [key for key in modules if name and (name in key or key in name)]
+    close = list(dict.fromkeys(close))
+    hint = f"; close: {', '.join(close[:5])}" if close else ""
+    raise ValueError(f"layer must name a module of the model, got {name!r}{hint}")
+
+
 def _renamed(
     state: Mapping[str, Tensor], names: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

@@ -31,9 +31,9 @@ from captum_extremal.benchmark import (
 from captum_extremal.benchmark.methods import (
     last_feature_map,
     settings_of,
-    with_hookable_relus,
 )
 from captum_extremal.benchmark.processes import local_device
+from captum_extremal.benchmark.relus import with_hookable_relus
 from captum_extremal.benchmark.store import Content, Failure, writing
 from captum_extremal.benchmark.targets import highest, outputs_of_classes
 from tiny_data import SIZE, make_coco, make_voc

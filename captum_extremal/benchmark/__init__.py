@@ -3,8 +3,8 @@
 The data flows one way: `datasets` (images and the masks of their objects) -> `targets`
 and `methods` (what to attribute, and how) -> `runner` (a row for each image, class and
 method) -> `store` (SQLite) -> `report` (the paper's table). `processes` shares the
-images among ranks, `pairs` reads lists of pairs. Beside it stand two analyses of the
-paper: `monotonicity` (Sec. 4.3) and `randomisation` (Fig. 7).
+images among ranks, `pairs` reads lists of pairs, `relus` prepares models. Beside it
+stand two analyses of the paper: `monotonicity` (Sec. 4.3), `randomisation` (Fig. 7).
 """
 
 from captum_extremal.benchmark.datasets import (

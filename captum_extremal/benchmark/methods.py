@@ -21,19 +21,11 @@ extremal-search       the same without gradients (`SearchSolver`)
 extremal-paper,       the same by the published descents (`presets`)
 extremal-torchray
 ====================  ==============================================================
-
-Deconvnet and guided backprop change the gradients of ReLUs. Captum does so for
-`torch.nn.ReLU` modules; here also for `torch.nn.ReLU6`, whose own gradient is 0 below 0
-and above 6: guided backprop keeps both zeros, deconvnet passes both by, as each does
-with a ReLU's. ReLUs that a model calls as functions are out of reach; a model without
-any ReLU module is refused.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,9 +46,11 @@ from torch.nn import functional as F
 
 from captum_extremal import presets
 from captum_extremal._checks import check_areas, check_choice, check_count
+from captum_extremal.benchmark.relus import with_hookable_relus
 from captum_extremal.benchmark.targets import probabilities
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.metrics import masks_to_saliency
+from captum_extremal.models import named_layer
 from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
 from captum_extremal.rewards import GAMES, Game
 from captum_extremal.solvers import LevelSetSolver, SearchSolver
@@ -191,32 +185,6 @@ def settings_of(name: str, options: Options) -> dict[str, Any]:
     return {"method": name, **given}
 
 
-def module_of(model: nn.Module, name: str) -> nn.Module:
-    """The module of a name, or an error with names that are close.
-
-    Args:
-        model: Any model.
-        name: As in ``model.named_modules()``.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: If there is none of this name.
-
-    Example:
-        >>> module_of(torch.nn.Sequential(torch.nn.ReLU()), "0")
-        ReLU()
-    """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    del modules[""]  # the model itself
-    if name in modules:
-        return modules[name]
-    close = difflib.get_close_matches(name, modules, n=3)
-    hint = f"; close: {', '.join(close)}" if close else ""
-    raise ValueError(f"layer must name a module of the model, got {name!r}{hint}")
-
-
 def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
     """The module that is the last to give maps (N, C, h, w) with h w > 1.
 
@@ -301,7 +269,7 @@ def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
 
 
 def _grad_cam(model: nn.Module, options: Options) -> Explain:
-    layer = None if options.layer is None else module_of(model, options.layer)
+    layer = None if options.layer is None else named_layer(model, options.layer)
 
     def explain(inputs: Tensor, target: Tensor) -> Explained:
         nonlocal layer
@@ -320,7 +288,7 @@ def _grad_cam(model: nn.Module, options: Options) -> Explain:
 
 def _excitation(*, contrastive: bool) -> Callable[[nn.Module, Options], Explain]:
     def build(model: nn.Module, options: Options) -> Explain:
-        layer = None if options.layer is None else module_of(model, options.layer)
+        layer = None if options.layer is None else named_layer(model, options.layer)
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             nonlocal layer
@@ -438,57 +406,6 @@ _BATCH = 16  # images in one forward: bounds memory
 
 
 # --- helpers ---
-
-
-class HookableReLU6(nn.ReLU):
-    """min(max(x, 0), 6) as a subclass of ReLU, which is what Captum hooks.
-
-    Example:
-        >>> HookableReLU6()(torch.tensor([-1.0, 3.0, 7.0]))
-        tensor([0., 3., 6.])
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The clipped input, never in place."""
-        return inputs.clamp(0, 6)
-
-
-def with_hookable_relus(model: nn.Module) -> nn.Module:
-    """A copy of a model whose ReLUs Captum can hook: none in place, none a ReLU6.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The copy; its outputs are those of the model.
-
-    Raises:
-        ValueError: If the model has no ReLU or ReLU6 module.
-
-    Example:
-        >>> from torch import nn
-        >>> with_hookable_relus(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU6()))
-        Sequential(
-          (0): ReLU()
-          (1): HookableReLU6()
-        )
-    """
-    model = copy.deepcopy(model)
-    found = False
-    # A module in two places is listed twice, and replaced in both.
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        parent, _, name = path.rpartition(".")
-        if isinstance(module, nn.ReLU6):
-            setattr(model.get_submodule(parent), name, HookableReLU6())
-        elif isinstance(module, nn.ReLU):
-            module.inplace = False
-        found = found or isinstance(module, nn.ReLU | nn.ReLU6)
-    if not found:
-        raise ValueError(
-            "model must have ReLU or ReLU6 modules for deconvnet and guided-backprop, "
-            f"got {type(model).__name__} without any"
-        )
-    return model
 
 
 def _leaf(inputs: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from captum_extremal._captum import (
     progress_bar,
     score_of_rows,
 )
+from captum_extremal._lattice import LINEAR
 from captum_extremal._model import as_found, check_differentiable, warn_of_training
 from captum_extremal.blur import gaussian_blur
 from captum_extremal.perturbations import (
@@ -42,8 +43,6 @@ from captum_extremal.perturbations import (
     apply_mask,
     levels_of,
 )
-
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the number of spatial axes
 
 _RADII = tuple(tenth / 10 for tenth in range(11))  # of the disks to start from
 
@@ -307,7 +306,7 @@ class _Descent:
 
     def _fine(self, coarse: Tensor, size: tuple[int, ...]) -> Tensor:
         """A coarse mask, enlarged and smoothed."""
-        fine = F.interpolate(coarse, size=list(size), mode=_LINEAR[len(size)])
+        fine = F.interpolate(coarse, size=list(size), mode=LINEAR[len(size)])
         return gaussian_blur(fine, self.mask_sigma)
 
     def _penalty(self, coarse: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from captum_extremal._captum import (
     progress_bar,
     score_of_rows,
 )
+from captum_extremal._lattice import LINEAR
 from captum_extremal._model import as_found, warn_of_training
 from captum_extremal.perturbations import (
     FadePerturbation,
@@ -38,8 +39,6 @@ from captum_extremal.perturbations import (
     apply_mask,
     levels_of,
 )
-
-_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the number of spatial axes
 
 
 class RISE(PerturbationAttribution):
@@ -226,7 +225,7 @@ class _Masks:
             for count, side in zip(cells, self.size, strict=True)
         ]
         grids = self.grids[first:end].to(device, torch.float32)
-        enlarged = F.interpolate(grids, size=large, mode=_LINEAR[len(cells)])
+        enlarged = F.interpolate(grids, size=large, mode=LINEAR[len(cells)])
         masks = enlarged.new_empty(len(grids), 1, *self.size)
         for mask, whole, shift in zip(
             masks, enlarged, self.shifts[first:end], strict=True

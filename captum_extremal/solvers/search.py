@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_extremal._checks import check_count, check_non_negative, check_positive
+from captum_extremal._lattice import LINEAR
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
 from captum_extremal.level_sets import edge_width
@@ -263,8 +264,9 @@ class _Singles:
         ranked = sorted(zip(rewards, points, strict=True), key=lambda rp: -rp[0])
         sides = [len({point[axis] for point in points}) for axis in range(lattice.dims)]
         coarse = torch.tensor(rewards).view(1, 1, *sides)
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[lattice.dims]
-        fine = F.interpolate(coarse, lattice.points, mode=mode).flatten()
+        fine = F.interpolate(
+            coarse, lattice.points, mode=LINEAR[lattice.dims]
+        ).flatten()
         spread = fine.std(correction=0).clamp_min(1e-12)
         weights = torch.softmax(fine / (_SAMPLING_TEMPERATURE * spread), 0)
         every = itertools.product(*map(range, lattice.points))

@@ -1,22 +1,126 @@
-"""What the commands share: pictures, targets and files, with their errors."""
+"""What the commands share: options, pictures, targets and files, with their errors."""
 
 from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import torch
 from torch import Tensor, nn
 
+from captum_extremal.rewards import Game
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
+
 _FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
+
+
+# --- options ---
+
+
+def together(*options: Option) -> Option:
+    """Several options as one decorator, listed in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def model_options(
+    weights: str = "State dict of the model, a file of torch.save or .safetensors.",
+) -> Option:
+    """``model``, ``weights`` (with this help) and ``size``."""
+    return together(
+        click.option(
+            "--model",
+            default="demo",
+            show_default=True,
+            help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help=weights,
+        ),
+        click.option(
+            "--size",
+            type=click.IntRange(min=1),
+            help="Side of the network's input in pixels.  [default: the model's own]",
+        ),
+    )
+
+
+target_option: Option = click.option(
+    "--target", help="Index or name of a class.  [default: the top one]"
+)
+
+
+def game_option(help_text: str) -> Option:
+    """``game``."""
+    return click.option(
+        "--game",
+        type=click.Choice(get_args(Game)),
+        default="preservation",
+        show_default=True,
+        help=help_text,
+    )
+
+
+def seed_option(help_text: str = "Of the search.") -> Option:
+    """``seed``."""
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help=help_text
+    )
+
+
+time_limit_option: Option = click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after which no further step of the search begins.",
+)
+
+
+def device_options(threads: str = "CPU threads.") -> Option:
+    """``device`` and ``threads``."""
+    return together(
+        click.option(
+            "--device", default="cpu", show_default=True, help="For example cuda."
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help=f"{threads}  [default: PyTorch's choice]",
+        ),
+    )
+
+
+def file_options(kind: str) -> Option:
+    """``output``, the figure of a kind, and ``save``."""
+    return together(
+        click.option(
+            "--output",
+            type=click.Path(path_type=Path),
+            help="Figure, or folder for it.  "
+            f"[default: IMAGE-{kind}.png, in this folder]",
+        ),
+        click.option(
+            "--save",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Also write the masks and scores to this .safetensors file.",
+        ),
+    )
 
 
 # --- pictures ---

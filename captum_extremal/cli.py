@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import torch
@@ -24,13 +24,22 @@ from torch import Tensor, nn
 
 from captum_extremal import _checks
 from captum_extremal._command_line import (
+    Option,
     check_distinct,
+    device_options,
     figure_path,
+    file_options,
+    game_option,
     label_of,
+    model_options,
     open_picture,
     outputs_of,
     prepare_folder,
+    seed_option,
     target_index,
+    target_option,
+    time_limit_option,
+    together,
 )
 from captum_extremal._running import SearchInterrupted
 from captum_extremal.cli_benchmark import benchmark, report
@@ -105,8 +114,6 @@ def _parse_areas(
         raise click.UsageError(f"--areas: {error}") from None
 
 
-Command = Callable[..., None]
-
 # Name -> the solver, and what its budget is called.
 _SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
     "level-set": (LevelSetSolver, "iterations"),
@@ -115,9 +122,9 @@ _SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
 }
 
 
-def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Command]:
+def _shared_options(default_areas: Sequence[float]) -> Option:
     """The options of both commands."""
-    options = (
+    return together(
         click.option(
             "--areas",
             metavar="A,...",
@@ -140,27 +147,9 @@ def _shared_options(default_areas: Sequence[float]) -> Callable[[Command], Comma
             help="Gradients of each mask; of search, perturbed pictures.  "
             "[default: the solver's own]",
         ),
-        click.option(
-            "--time-limit",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Seconds after which no further step of the search begins.",
-        ),
-        click.option(
-            "--device", default="cpu", show_default=True, help="For example cuda."
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            help="CPU threads.  [default: PyTorch's choice]",
-        ),
+        time_limit_option,
+        device_options(),
     )
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 @click.group(cls=_OneLineErrors, invoke_without_command=True)
@@ -209,30 +198,9 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
 
 @main.command()
 @click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="State dict of the model, a file of torch.save or .safetensors.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    help="Side of the network's input in pixels.  [default: the model's own]",
-)
-@click.option("--target", help="Index or name of a class.  [default: the top one]")
-@click.option(
-    "--game",
-    type=click.Choice(get_args(Game)),
-    default="preservation",
-    show_default=True,
-    help="Keep the score high inside the mask, low outside it, or both.",
-)
+@model_options()
+@target_option
+@game_option("Keep the score high inside the mask, low outside it, or both.")
 @click.option(
     "--perturbation",
     type=click.Choice(list(PERTURBATIONS)),
@@ -240,17 +208,8 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
     show_default=True,
     help="What happens to the rest: it is blurred, or fades to the mean colour.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Figure, or folder for it.  [default: IMAGE-extremal.png, in this folder]",
-)
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the masks and scores to this .safetensors file.",
-)
+@seed_option()
+@file_options("extremal")
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -277,9 +236,7 @@ def explain(
     also = {"--save": save, "--html": html}
     check_distinct({"IMAGE": image, "--output": figure, **also})
     picture = open_picture(image)
-    loaded = load_model(model, weights)
-    if size is not None:
-        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    loaded = load_model(model, weights).with_size(size)
     for option, path in {"--output": figure, **also}.items():
         if path is not None:
             prepare_folder(option, path)

@@ -9,7 +9,12 @@ import click
 import torch
 
 from captum_extremal import _checks
-from captum_extremal._command_line import prepare_folder
+from captum_extremal._command_line import (
+    device_options,
+    model_options,
+    prepare_folder,
+    seed_option,
+)
 from captum_extremal.benchmark import (
     DATASETS,
     METHODS,
@@ -32,6 +37,14 @@ from captum_extremal.models import load_model
 
 _DEFAULT_METHODS = "centre,gradient,guided-backprop,grad-cam,occlusion,extremal"
 _RULE = "rule"
+
+_min_probability = click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Leave out classes of which the model is less sure.",
+)
 
 
 @click.command()
@@ -56,22 +69,9 @@ _RULE = "rule"
     show_default=True,
     help=f"Names with commas between, of {', '.join(METHODS)}.",
 )
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="State dict of the model; with as many outputs as the data set has classes "
-    "for a fine-tuned one.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    help="Side of the network's input in pixels.  [default: the model's own]",
+@model_options(
+    "State dict of the model; with as many outputs as the data set has classes "
+    "for a fine-tuned one."
 )
 @click.option(
     "--resize",
@@ -87,9 +87,7 @@ _RULE = "rule"
 @click.option(
     "--layer", help="Of grad-cam, mwp and cmwp.  [default: the last feature map]"
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of all that is random."
-)
+@seed_option("Of all that is random.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -107,23 +105,12 @@ _RULE = "rule"
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="JSON list of [image, class] or [image, class, output]: only these.",
 )
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Leave out classes of which the model is less sure.",
-)
+@_min_probability
 @click.option(
     "--images", "limit", type=click.IntRange(min=1), help="Only so many, for a trial."
 )
 @click.option("--save-maps", is_flag=True, help="Keep the maps and masks of new rows.")
-@click.option("--device", default="cpu", show_default=True, help="For example cuda.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="CPU threads of each process.  [default: PyTorch's choice]",
-)
+@device_options("CPU threads of each process.")
 def benchmark(
     dataset: str,
     root: Path,
@@ -158,9 +145,7 @@ def benchmark(
     hard = None if difficult == _RULE else read_pairs(difficult, labels)
     images = open_images(dataset, root)
     prepare_folder("--output", output / "rank")
-    loaded = load_model(model, weights)
-    if size is not None:
-        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    loaded = load_model(model, weights).with_size(size)
     plan = Plan(
         images,
         loaded.model.to(local_device(device)),
@@ -206,13 +191,7 @@ def benchmark(
     show_default=True,
     help="hit: within 15 pixels of the object; inside: on it; energy: share on it.",
 )
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Leave out classes of which the model is less sure.",
-)
+@_min_probability
 def report(
     folder: Path, form: Format, measure: Measure, min_probability: float
 ) -> None:

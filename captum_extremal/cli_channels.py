@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import torch
@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from captum_extremal import _checks
 from captum_extremal._command_line import (
     check_distinct,
+    device_options,
     figure_path,
+    file_options,
+    game_option,
     label_of,
+    model_options,
     open_picture,
     outputs_of,
     prepare_folder,
+    seed_option,
     target_index,
+    target_option,
+    time_limit_option,
 )
 from captum_extremal._running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
@@ -76,57 +83,18 @@ def _parse_areas(
     help="Dimension of the channels in the layer's output; 2 for tokens x features.",
 )
 @click.option("--layer-input", is_flag=True, help="Channels of the layer's input.")
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    help="demo (EfficientNet-Lite0), torchvision:NAME or timm:NAME.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="State dict of the model, a file of torch.save or .safetensors.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    help="Side of the network's input in pixels.  [default: the model's own]",
-)
-@click.option("--target", help="Index or name of a class.  [default: the top one]")
-@click.option(
-    "--game",
-    type=click.Choice(get_args(Game)),
-    default="preservation",
-    show_default=True,
-    help="Keep the score high with the channels alone, low without them, or both.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@model_options()
+@target_option
+@game_option("Keep the score high with the channels alone, low without them, or both.")
+@seed_option()
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     help="Gradients of each set of channels.  [default: the solver's own]",
 )
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Seconds after which no further step of the search begins.",
-)
-@click.option("--device", default="cpu", show_default=True, help="For example cuda.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="CPU threads.  [default: PyTorch's choice]",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Figure, or folder for it.  [default: IMAGE-channels.png, in this folder]",
-)
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the masks and scores to this .safetensors file.",
-)
+@time_limit_option
+@device_options()
+@file_options("channels")
 def channels(
     image: Path,
     layer: str,
@@ -153,9 +121,7 @@ def channels(
     figure = figure_path(output, image, "channels")
     check_distinct({"IMAGE": image, "--output": figure, "--save": save})
     picture = open_picture(image)
-    loaded = load_model(model, weights)
-    if size is not None:
-        loaded = loaded._replace(preprocess=loaded.preprocess.with_size(size))
+    loaded = load_model(model, weights).with_size(size)
     try:
         module = named_layer(loaded.model, layer)
     except ValueError as error:

@@ -105,6 +105,12 @@ class LoadedModel(NamedTuple):
     preprocess: Preprocess
     labels: list[str] | None
 
+    def with_size(self, size: int | None) -> LoadedModel:
+        """The same for inputs of this side in pixels; None for the model's own."""
+        if size is None:
+            return self
+        return self._replace(preprocess=self.preprocess.with_size(size))
+
 
 def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> LoadedModel:
     """Make a classifier from its name and its weights; nothing is downloaded.

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 _KEY = "captum_extremal"
+SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")
+"""What the results of all methods hold of scores."""
+
+Parsed = TypeVar("Parsed")
 
 
 def write(
@@ -77,3 +82,59 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {})[_KEY])
         return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+
+
+def load(
+    path: str | os.PathLike[str],
+    kind: str,
+    format_name: str,
+    parse: Callable[[dict[str, Any], dict[str, Tensor]], Parsed],
+) -> Parsed:
+    """What ``parse`` makes of what `read` gives.
+
+    Args:
+        path: The file.
+        kind: What it should hold, in words.
+        format_name: What ``about["format"]`` must be.
+        parse: ``about`` and the tensors -> the object. Its LookupError, TypeError or
+            ValueError says that the file is none of this kind.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ValueError: If the file is of another kind, or damaged.
+    """
+    try:
+        tensors, about = read(path)
+        if about["format"] != format_name:
+            raise ValueError(f"format must be {format_name}, got {about['format']}")
+        return parse(about, tensors)
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"path must be a saved {kind}, got {path}") from error
+
+
+def packed(name: str, several: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """A tensor, or a tuple of them, as entries of a file."""
+    tensors = several if isinstance(several, tuple) else (several,)
+    return {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}
+
+
+def unpacked(
+    name: str, tensors: dict[str, Tensor], is_tuple: bool
+) -> Tensor | tuple[Tensor, ...]:
+    """What `packed` was given.
+
+    Raises:
+        LookupError: If there is none.
+    """
+    count = sum(key.startswith(f"{name}.") for key in tensors)
+    found = tuple(tensors[f"{name}.{index}"] for index in range(count))
+    return found if is_tuple and found else found[0]
+
+
+def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a file whose names begin so, without the beginning."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

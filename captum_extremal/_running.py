@@ -121,6 +121,18 @@ def run(
     )
 
 
+def rewards_of(problem: Problem, masks: tuple[Tensor, ...]) -> Tensor:
+    """What masks of any origin, each tensor (N, A, 1, *S), are worth: (N, A)."""
+    flat = tuple(
+        mask.detach().to(problem.device, torch.float32).flatten(0, 1) for mask in masks
+    )
+    cells = torch.arange(problem.num_cells, device=problem.device)
+    rewards = problem.rewards(flat, cells)
+    if not rewards.isfinite().all():
+        raise RuntimeError("forward_func must give finite scores, got NaN or inf")
+    return rewards.unflatten(0, (problem.num_images, len(problem.areas)))
+
+
 def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
     """What a run was asked to do, in a form that JSON can hold."""
     about = {"method": name, "version": version("captum_extremal")}

@@ -25,6 +25,7 @@ from captum_extremal._model import as_found, check_differentiable, warn_of_train
 from captum_extremal._running import (
     SearchInterrupted,
     reward_of_rows,
+    rewards_of,
     run,
     settings_of,
 )
@@ -339,16 +340,9 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             perturbations_per_eval,
         ) as channels:
             _check_masks(given, channels, len(areas))
-            problem = channels.problem
-            flat = tuple(
-                mask.detach().to(problem.device, torch.float32).flatten(0, 1)[:, None]
-                for mask in given
+            return rewards_of(
+                channels.problem, tuple(mask.unsqueeze(2) for mask in given)
             )
-            cells = torch.arange(problem.num_cells, device=problem.device)
-            rewards = problem.rewards(flat, cells)
-        if not rewards.isfinite().all():
-            raise RuntimeError("forward_func must give finite scores, got NaN or inf")
-        return rewards.view(-1, len(areas))
 
     @contextmanager
     def _channels(

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from captum_extremal import _checks, _files
 from captum_extremal._curve import monotonic, smallest_sufficient
 
 _FORMAT = "captum_extremal.ChannelResult/1"
-_SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +163,9 @@ class ChannelResult:
             OSError: If the folder does not exist or cannot be written to.
             TypeError: If JSON cannot hold the settings.
         """
-        tensors = {name: getattr(self, name) for name in _SCORES}
-        for kind, several in (("masks", self.masks), ("activations", self.activations)):
-            for index, tensor in enumerate(_tuple(several)):
-                tensors[f"{kind}.{index}"] = tensor
+        tensors = {name: getattr(self, name) for name in _files.SCORES}
+        tensors |= _files.packed("masks", self.masks)
+        tensors |= _files.packed("activations", self.activations)
         tensors |= {f"history.{name}": s for name, s in self.history.items()}
         about = {
             "format": _FORMAT,
@@ -193,39 +190,20 @@ class ChannelResult:
             OSError: If there is no such file, or it cannot be read.
             ValueError: If the file is not one of `save`.
         """
-        try:
-            tensors, about = _files.read(path)
-            return cls._from_file(about, tensors)
-        except (SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"path must be a saved ChannelResult, got {path}"
-            ) from error
+        return _files.load(path, "ChannelResult", _FORMAT, cls._from_file)
 
     @classmethod
     def _from_file(
         cls, about: dict[str, Any], tensors: dict[str, Tensor]
     ) -> ChannelResult:
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format must be {_FORMAT}, got {about['format']}")
-        count = sum(name.startswith("masks.") for name in tensors)
-        both = {
-            kind: tuple(tensors[f"{kind}.{index}"] for index in range(count))
-            for kind in ("masks", "activations")
-        }
-        prefix = "history."
+        is_tuple = about["is_tuple"]
         return cls(
-            masks=both["masks"] if about["is_tuple"] else both["masks"][0],
-            activations=(
-                both["activations"] if about["is_tuple"] else both["activations"][0]
-            ),
+            masks=_files.unpacked("masks", tensors, is_tuple),
+            activations=_files.unpacked("activations", tensors, is_tuple),
             areas=tuple(about["areas"]),
             channel_dim=about["channel_dim"],
-            **{name: tensors[name] for name in _SCORES},
-            history={
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
+            **{name: tensors[name] for name in _files.SCORES},
+            history=_files.named("history.", tensors),
             settings=about["settings"],
         )
 

@@ -14,12 +14,11 @@ were computed, hardly matters; the largest activations are held in float32.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from captum_extremal import _files
@@ -32,7 +31,6 @@ from captum_extremal._checks import (
 from captum_extremal.channel_result import check_sufficient
 
 Label = int | str
-Gathered = TypeVar("Gathered")
 _CLASSES = "captum_extremal.ClassChannels/1"
 _IMAGES = "captum_extremal.ExcitingImages/1"
 
@@ -159,7 +157,7 @@ class ClassChannels:
             OSError: If there is no such file, or it cannot be read.
             ValueError: If the file is not one of `save`.
         """
-        return _read(path, cls, _CLASSES, cls._from_file)
+        return _files.load(path, cls.__name__, _CLASSES, cls._from_file)
 
     @classmethod
     def _from_file(
@@ -320,7 +318,7 @@ class ExcitingImages:
             OSError: If there is no such file, or it cannot be read.
             ValueError: If the file is not one of `save`.
         """
-        return _read(path, cls, _IMAGES, cls._from_file)
+        return _files.load(path, cls.__name__, _IMAGES, cls._from_file)
 
     @classmethod
     def _from_file(
@@ -399,22 +397,6 @@ def _label(label: object, argument: str = "labels") -> Label:
     if isinstance(plain, str):
         return str(plain)
     raise TypeError(f"{argument} must be whole numbers or strings, got {label!r}")
-
-
-def _read(
-    path: str | os.PathLike[str],
-    kind: type,
-    format_name: str,
-    parse: Callable[[dict[str, Any], dict[str, Tensor]], Gathered],
-) -> Gathered:
-    """What ``parse`` makes of a file of this format, or a ValueError."""
-    try:
-        tensors, about = _files.read(path)
-        if about["format"] != format_name:
-            raise ValueError(f"format must be {format_name}, got {about['format']}")
-        return parse(about, tensors)
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"path must be a saved {kind.__name__}, got {path}") from error
 
 
 def _check_file(fits: bool, what: str) -> None:

@@ -22,6 +22,7 @@ from captum_extremal._model import as_found, check_differentiable, warn_of_train
 from captum_extremal._running import (
     SearchInterrupted,
     reward_of_rows,
+    rewards_of,
     run,
     settings_of,
 )
@@ -268,21 +269,12 @@ class ExtremalPerturbation(PerturbationAttribution):
         _checks.check_inputs(tensors)
         _check_masks(masks, tensors, isinstance(inputs, tuple))
         given = masks if isinstance(masks, tuple) else (masks,)
-        num_areas = given[0].shape[1]
         # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * num_areas
+        areas = (1.0,) * given[0].shape[1]
         with self._problem(
             inputs, target, areas, additional_forward_args, game, perturbations_per_eval
         ) as problem:
-            flat = tuple(
-                m.detach().to(problem.device, torch.float32).flatten(0, 1)
-                for m in given
-            )
-            cells = torch.arange(problem.num_cells, device=problem.device)
-            rewards = problem.rewards(flat, cells)
-        if not rewards.isfinite().all():
-            raise RuntimeError("forward_func must give finite scores, got NaN or inf")
-        return rewards.view(-1, num_areas)
+            return rewards_of(problem, given)
 
     @contextmanager
     def _problem(

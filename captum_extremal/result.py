@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from captum_extremal import _files
@@ -228,14 +227,12 @@ class ExtremalResult:
             OSError: If the folder does not exist or cannot be written to.
             TypeError: If JSON cannot hold the settings.
         """
-        tensors = {name: getattr(self, name) for name in _SCORES}
-        is_tuple = isinstance(self.masks, tuple)
-        for index, mask in enumerate(self._mask_tuple()):
-            tensors[f"masks.{index}"] = mask
+        tensors = {name: getattr(self, name) for name in _files.SCORES}
+        tensors |= _files.packed("masks", self.masks)
         tensors |= {f"history.{name}": s for name, s in self.history.items()}
         about = {
             "format": _FORMAT,
-            "is_tuple": is_tuple,
+            "is_tuple": isinstance(self.masks, tuple),
             "areas": self.areas,
             "settings": self.settings,
         }
@@ -252,15 +249,10 @@ class ExtremalResult:
             The same result, on the CPU.
 
         Raises:
+            OSError: If there is no such file, or it cannot be read.
             ValueError: If the file is not one of `save`.
         """
-        try:
-            tensors, about = _files.read(path)
-            return cls._from_file(about, tensors)
-        except (SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"path must be a saved ExtremalResult, got {path}"
-            ) from error
+        return _files.load(path, "ExtremalResult", _FORMAT, cls._from_file)
 
     def to_html(
         self,
@@ -312,20 +304,11 @@ class ExtremalResult:
     def _from_file(
         cls, about: dict[str, Any], tensors: dict[str, Tensor]
     ) -> ExtremalResult:
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format must be {_FORMAT}, got {about['format']}")
-        count = sum(name.startswith("masks.") for name in tensors)
-        masks = tuple(tensors[f"masks.{index}"] for index in range(count))
-        prefix = "history."
         return cls(
-            masks=masks if about["is_tuple"] and masks else masks[0],
+            masks=_files.unpacked("masks", tensors, about["is_tuple"]),
             areas=tuple(about["areas"]),
-            **{name: tensors[name] for name in _SCORES},
-            history={
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
+            **{name: tensors[name] for name in _files.SCORES},
+            history=_files.named("history.", tensors),
             settings=about["settings"],
         )
 
@@ -393,6 +376,3 @@ def _check_rivals(solvers: Mapping[str, Solver]) -> None:
         check_method(f"solvers[{name!r}]", solver, "solve")
         if name == "random":
             raise ValueError("solvers must not be named random, which is taken")
-
-
-_SCORES = ("scores", "complement_scores", "input_score", "perturbed_score")

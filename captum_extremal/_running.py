@@ -130,7 +130,7 @@ def rewards_of(problem: Problem, masks: tuple[Tensor, ...]) -> Tensor:
     rewards = problem.rewards(flat, cells)
     if not rewards.isfinite().all():
         raise RuntimeError("forward_func must give finite scores, got NaN or inf")
-    return rewards.unflatten(0, (problem.num_images, len(problem.areas)))
+    return rewards.reshape(problem.num_images, len(problem.areas))
 
 
 def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401

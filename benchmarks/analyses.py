@@ -57,9 +57,15 @@ def examples(loaded: LoadedModel, count: int) -> Iterator[tuple[str, Tensor, int
 
 
 def kept(file: Path, settings: Record) -> Record:
-    """The records by image of a file that was written with these settings."""
-    content = json.loads(file.read_text()) if file.exists() else {}
-    return content["images"] if content.get("settings") == settings else {}
+    """The records by image of a file; an error if it was written with others."""
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text())
+    if content["settings"] != settings:
+        raise click.UsageError(
+            f"--results must be a folder without results of other settings, got {file}"
+        )
+    return content["images"]
 
 
 def keep(file: Path, settings: Record, images: Record) -> None:

@@ -142,7 +142,7 @@ def benchmark(
     options = Options(layer, _areas(areas, dataset), seed=seed, steps=steps)
     labels = class_names(dataset)
     pairs = None if pairs_file is None else read_pairs(pairs_file, labels)
-    hard = None if difficult == _RULE else read_pairs(difficult, labels)
+    hard = None if difficult == _RULE else read_pairs(difficult, labels, "difficult")
     images = open_images(dataset, root)
     prepare_folder("--output", output / "rank")
     loaded = load_model(model, weights).with_size(size)

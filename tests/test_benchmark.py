@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sqlite3
 from collections import Counter
+from contextlib import closing
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from captum_extremal.benchmark import (
     read,
     read_pairs,
     report,
+    store,
 )
 from captum_extremal.benchmark.methods import (
     last_feature_map,
@@ -413,6 +416,7 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
 # --- store ---
 
 COMMON = {"dataset": "voc2007", "model": "demo"}
+IG = {"method": "ig"}
 
 
 def row(image, label, hit, configuration="c", method="ig", **changes):
@@ -436,22 +440,77 @@ def test_rows_come_back_and_count_once(tmp_path):
     with writing(tmp_path, 3) as writer:
         writer.configure("c", {"common": COMMON}, listed)  # later
         writer.add(one)
+        writer.fail(Failure("c", "b", "dog", "ig", "has a row by now"))
         writer.add(two)
-        writer.fail(Failure("c", "b", "dog", "ig", "mended since"))
-        writer.fail(Failure("c", "b", "", "ig", "mended since"))
         writer.fail(Failure("c", "z", "", "ig", "OSError: broken"))
     content = read(tmp_path)
     assert content.rows == {one.key: one, two.key: two}
     assert content.done == {("s", "c", "a")}
     assert content.settings == {"c": {"common": COMMON}}
-    assert content.difficult == {"c": listed}
+    assert content.difficult == {"voc2007": listed}
     assert content.failures == [Failure("c", "z", "", "ig", "OSError: broken")]
+
+
+def test_a_failure_stands_until_its_image_is_dealt_with(tmp_path):
+    """Not until another class of the image, or another method, has a row."""
+    unread, failed = (
+        Failure("c", "a", "", "ig", "1"),
+        Failure("c", "a", "dog", "ig", "2"),
+    )
+    with writing(tmp_path, 1) as writer:
+        writer.configure("c", {"common": COMMON}, None)
+        writer.fail(unread)
+        writer.fail(failed)
+        writer.add(row("a", "cat", 1.0))
+        writer.finish("s", ["d"], "a")
+    assert read(tmp_path).failures == [unread, failed]
+    with writing(tmp_path, 0) as writer:  # the rank that mends it is another one
+        writer.finish("t", ["c"], "a")
+    assert read(tmp_path).failures == []
+    with writing(tmp_path, 0) as writer:
+        writer.fail(failed)
+    assert read(tmp_path).failures == [failed]
 
 
 def test_a_file_of_something_else(tmp_path):
     (tmp_path / "rank-00000.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(ValueError, match="output must hold files of a benchmark"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["half of it", "another table", "no JSON"])
+def test_a_broken_file_is_named(tmp_path, harm):
+    path = tmp_path / "rank-00000.sqlite"
+    with writing(tmp_path, 0) as writer:
+        writer.configure("c", {"common": COMMON}, None)
+        for number in range(100):
+            writer.add(row(str(number), "dog", 1.0))
+    if harm == "half of it":
+        content = path.read_bytes()
+        path.write_bytes(content[:4096] + b"x" * (len(content) - 4096))
+    else:
+        with closing(sqlite3.connect(path)) as database, database:
+            if harm == "no JSON":
+                database.execute("UPDATE results SET curve = '{'")
+            else:
+                database.execute("ALTER TABLE done DROP COLUMN time")
+    with pytest.raises(ValueError, match=r"files of a benchmark, got .*rank-00000"):
+        read(tmp_path)
+
+
+def test_a_file_that_is_locked_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    with writing(tmp_path, 0) as writer:
+        writer.add(row("a", "dog", 1.0))
+        path = tmp_path / "rank-00000.sqlite"
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(OSError, match=r"cannot write to .*locked"):
+                writer.add(row("b", "dog", 1.0))
+            with pytest.raises(ValueError, match=r"rank-00000.*locked"):
+                read(tmp_path)
+        writer.add(row("b", "dog", 1.0))
+    assert len(read(tmp_path).rows) == 2
 
 
 # --- pairs ---
@@ -471,8 +530,10 @@ def test_a_file_of_something_else(tmp_path):
 def test_a_bad_list_of_pairs(tmp_path, text, error):
     file = tmp_path / "pairs.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises(ValueError, match=f"^pairs .*{error}"):
         read_pairs(file, ["dog"])
+    with pytest.raises(ValueError, match=f"^difficult .*{error}"):
+        read_pairs(file, ["dog"], "difficult")
 
 
 # --- report ---
@@ -525,7 +586,8 @@ def test_the_mean_is_that_of_the_torchmetrics_metric():
 
 
 def test_a_list_takes_the_place_of_the_rule():
-    listed = content_of(*ROWS, difficult={"c": [["a", "dog"], ["z", "dog"]]})
+    pairs = [["a", "dog"], ["z", "dog"]]
+    listed = content_of(*ROWS, difficult={"voc2007": pairs, "coco2014": None})
     (line,) = report(listed).blocks[0].lines
     assert line.difficult.over_classes == 1.0
     assert line.difficult.pairs == 1
@@ -569,6 +631,20 @@ def test_two_ways_of_one_method_are_two_rows():
     assert len(set(labels)) == 2
     assert all(label.startswith("ig ") for label in labels)
     assert sorted(note.split(": ")[1] for note in found.notes) == ["seed 0", "seed 1"]
+
+
+def test_two_sizes_of_one_model_are_told_apart():
+    settings = {
+        name: {"common": {**COMMON, "size": size, "version": "1"}, "method": IG}
+        for name, size in (("c", [8, 8]), ("d", [9, 9]))
+    }
+    rows = (*ROWS, row("x", "dog", 1.0, configuration="d"))
+    found = report(content_of(*rows, settings=settings))
+    names = [block.model for block in found.blocks]
+    assert len(set(names)) == 2
+    assert all(name.startswith("demo ") for name in names)
+    notes = dict(note.split(": ") for note in found.notes)
+    assert {notes[name] for name in names} == {"size [8, 8]", "size [9, 9]"}
 
 
 def test_two_data_sets_are_two_columns():

@@ -65,6 +65,8 @@ def test_it_agrees_with_the_result():
         ((0.1,), torch.zeros(0, 1), torch.zeros(0), "scores must be of shape"),
         ((0.1,), torch.zeros(2, 1), torch.zeros(3), "input_score must be of shape"),
         ((1.5,), torch.zeros(2, 1), torch.zeros(2), "area must lie in"),
+        ((0.1,), torch.full((2, 1), math.nan), torch.zeros(2), "scores must be num"),
+        ((0.1,), torch.zeros(1, 1), torch.full((1,), math.nan), "input_score must be"),
     ],
 )
 def test_bad_scores(areas, scores, input_score, text):
@@ -100,6 +102,8 @@ def test_layers_are_randomised_from_the_output_down():
     torch.manual_seed(0)
     model = ConvNet(3).eval()
     nn.init.uniform_(model.norm.weight)
+    nn.init.uniform_(model.norm.running_var)
+    model.norm.num_batches_tracked.fill_(7)
     before = traces(model)
     named = dict(model.named_parameters())
     untouched = []
@@ -107,6 +111,9 @@ def test_layers_are_randomised_from_the_output_down():
         new = dict(changed.named_parameters())
         same = {it for it in named if torch.equal(new[it], named[it])}
         untouched.append((layer, sorted(same & {it for it in named if "weight" in it})))
+        assert torch.equal(changed.norm.num_batches_tracked, torch.tensor(7))
+        kept = torch.equal(changed.norm.running_var, model.norm.running_var)
+        assert kept == ("norm.weight" in untouched[-1][1])
         for name in named:  # the same values, in another order
             assert torch.equal(
                 new[name].flatten().sort()[0], named[name].flatten().sort()[0]

@@ -67,7 +67,10 @@ def run(folder, tmp_path):
 
 
 def start(folder, output, rank=None, world=1, port=0, methods=METHODS, slow=0.0):
-    """The command in a process of its own, as torchrun starts it."""
+    """The command in a process of its own, as torchrun starts it.
+
+    All but the first rank see an empty folder, as on a slow network file system.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if rank is not None:
         environment |= {
@@ -76,7 +79,8 @@ def start(folder, output, rank=None, world=1, port=0, methods=METHODS, slow=0.0)
         }  # fmt: skip
     code = (
         "import sys, time\n"
-        "from captum_extremal.benchmark import store\n"
+        "from captum_extremal.benchmark import runner, store\n"
+        f"if {bool(rank)}: runner.read = lambda folder: store.Content()\n"
         "from captum_extremal.cli import main\n"
         "add = store.Writer.add\n"
         f"store.Writer.add = lambda self, row: (add(self, row), time.sleep({slow}))\n"
@@ -210,6 +214,22 @@ def test_pairs_and_probabilities_select(run, tmp_path):
     }  # fmt: skip
 
 
+def test_the_table_of_a_run_is_that_of_its_pairs(run, tmp_path):
+    """Whatever else the folder holds: `report` shows that."""
+    run(methods="centre")
+    run("--size=32", methods="centre")
+    done = run("--images=2", methods="gradient")
+    text = done.stdout.splitlines()
+    assert [line.split()[0] for line in text[1:3]] == ["centre", "gradient"]
+    assert [line.split()[7] for line in text[6:8]] == ["3", "3"]
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('[["000001", "dog"]]')
+    done = run(f"--pairs={pairs}", methods="centre")
+    assert [line.split()[7] for line in done.stdout.splitlines()[6:8]] == ["1", "1"]
+    report = CliRunner().invoke(main, ["report", str(tmp_path / "out")]).stdout
+    assert report.count("torchvision:squeezenet1_1 ") > 2  # two sizes, told apart
+
+
 def test_a_list_of_difficult_pairs(run, tmp_path):
     (tmp_path / "hard.json").write_text('[["000001", "cat"], ["000001", "dog"]]')
     run(methods="centre")
@@ -295,7 +315,7 @@ def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkey
 
 
 def test_rows_depend_on_the_normalisation_and_the_solver_but_not_on_an_order():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 20))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 20)).eval()
     pairs = [Pair("a", "dog", 3), Pair("b", "cat", 4)]
 
     def of(method="extremal", pairs=pairs, **preprocess):
@@ -313,8 +333,17 @@ def test_rows_depend_on_the_normalisation_and_the_solver_but_not_on_an_order():
     assert "sigma_max" in str(of("extremal-paper").settings)
 
 
+def test_a_model_in_training_mode_is_refused():
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Identity().eval())
+    images = ImageSet("voc2007", ["a"], read=print)
+    with pytest.raises(ValueError, match=r"evaluation mode \(model.eval\(\)\)"):
+        Plan(images, model, Preprocess(), ("centre",))
+
+
 def test_a_model_of_one_size_cannot_keep_proportions():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 6, 20))
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 6, 20)
+    ).eval()
     images = ImageSet("voc2007", ["a"], read=None)
     plan = Plan(images, model, Preprocess(crop=(8, 6)), ("centre",), resize="shorter")
     with pytest.raises(ValueError, match="must take images of 8 x 8 pixels, got mat1"):
@@ -327,7 +356,7 @@ def test_a_model_of_one_size_cannot_keep_proportions():
         ("--methods=ig,magic", "method must be 'centre' or"),
         ("--areas=0.1,2", "--areas: area must lie in (0, 1], got 2"),
         ("--layer=nothing", "layer must name a module of the model, got 'nothing'"),
-        ("--difficult=no.json", "pairs must be a JSON file, got no.json"),
+        ("--difficult=no.json", "difficult must be a JSON file, got no.json"),
         ("--dataset=coco2014", "root of coco2014 must hold annotations"),
         ("--seed=-1", "seed must be at least 0, got -1"),
         ("--size=1", "model must take images of 1 x 1 pixels"),

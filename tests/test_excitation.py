@@ -214,6 +214,32 @@ def test_a_number_that_is_added_is_a_bias():
     assert_close(winners(lambda x: x + 3, [[1.0, 2.0]], 1), [[0.0, 1.0]])
 
 
+@pytest.mark.parametrize("way", ["x + b", "b + x", "x + view", "add alpha"])
+def test_a_parameter_that_is_added_is_a_bias(way):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.start = nn.Identity()
+            self.bias = nn.Parameter(torch.tensor([3.0, 9.0]))
+
+        def forward(self, x):
+            x, b = self.start(x), self.bias
+            if way == "x + view":
+                return x + b.reshape(1, 2)[:, :]
+            if way == "add alpha":
+                return torch.add(x, b, alpha=-0.1)
+            return x + b if way == "x + b" else b + x
+
+    model = Biased().eval()
+    assert_close(mwp(model, model.start, torch.tensor([[1.0, 2.0]]), 1), [[0.0, 1.0]])
+
+
+def test_a_parameter_with_more_neurons_than_what_it_is_added_to_takes_its_share():
+    side = nn.Parameter(torch.tensor([3.0, 9.0]))
+    model = Then(lambda x, *_: x + side)
+    assert_close(mwp(model, model.start, torch.tensor([[1.0]]), 1), [[0.1]])
+
+
 def test_a_gate_is_a_weight():
     gate = nn.Linear(2, 2)
 

@@ -159,7 +159,7 @@ def test_it_starts_from_the_smallest_disk_that_does_it(game, reach):
     assert found.shape == (2, 1, 28, 28)
     assert found.requires_grad
     change = 1 - found if game == "deletion" else found
-    radii = {radius: (distances_of(28) <= radius / 10).float() for radius in range(11)}
+    radii = {radius: (distances_of(28) < radius / 10).float() for radius in range(11)}
     sizes = [r for r, disk in radii.items() if torch.equal(change[0, 0].detach(), disk)]
     assert torch.equal(found[0], found[1])
     assert len(sizes) == 1
@@ -175,6 +175,20 @@ def test_where_no_smaller_disk_does_it_the_whole_is_the_start():
         lambda x, _: x[0].mean((1, 2, 3)) * 0, [levels], torch.tensor([0])
     )
     assert float(found.detach().max()) == 0
+
+
+def test_nothing_is_changed_at_radius_0():
+    """A grid with a cell right in the middle has it inside no disk of radius 0."""
+    seen = []
+
+    def score(inputs, _):
+        seen.append(inputs[0].clone())
+        return inputs[0].mean((1, 2, 3))
+
+    levels = FadePerturbation().levels(torch.ones(1, 1, 7, 7))
+    descent(mask_size=7, mask_sigma=0.0)._start(score, [levels], torch.tensor([0]))
+    assert bool((seen[0] == 1).all())
+    assert bool((seen[-1] == 0).all())
 
 
 # --- jitter ---

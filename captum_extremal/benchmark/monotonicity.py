@@ -60,8 +60,8 @@ def monotonicity(
         The shares, and on how many images they stand.
 
     Raises:
-        ValueError: If the shapes do not agree, there are no images or an area lies
-            outside (0, 1].
+        ValueError: If the shapes do not agree, there are no images, an area lies
+            outside (0, 1] or a score is NaN.
 
     Example:
         >>> import torch
@@ -80,6 +80,9 @@ def monotonicity(
             f"input_score must be of shape ({len(scores)},), got "
             f"{tuple(input_score.shape)}"
         )
+    for name, values in (("scores", scores), ("input_score", input_score)):
+        if values.isnan().any():
+            raise ValueError(f"{name} must be numbers, got NaN")
     a_star = smallest_sufficient(areas, scores, input_score)
     holds = monotonic(areas, scores, a_star)
     sizes = scores.new_tensor(areas)

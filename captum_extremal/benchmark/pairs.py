@@ -26,12 +26,15 @@ class Pair(NamedTuple):
     output: int | None = None
 
 
-def read_pairs(path: str | Path, labels: Collection[str]) -> list[Pair]:
+def read_pairs(
+    path: str | Path, labels: Collection[str], name: str = "pairs"
+) -> list[Pair]:
     """Read a list of pairs.
 
     Args:
         path: The file.
         labels: The classes that there are.
+        name: What errors call the list.
 
     Returns:
         The pairs in the order of the file. They may name images that a data set lacks.
@@ -52,22 +55,22 @@ def read_pairs(path: str | Path, labels: Collection[str]) -> list[Pair]:
     try:
         content = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"pairs must be a JSON file, got {path}: {error}") from None
+        raise ValueError(f"{name} must be a JSON file, got {path}: {error}") from None
     entries = content if isinstance(content, list) else [content]
     wrong = [entry for entry in entries if not _is_pair(entry)]
     if wrong:
         raise ValueError(
-            "pairs must be a list of [image, class] or [image, class, output], got "
+            f"{name} must be a list of [image, class] or [image, class, output], got "
             f"{str(wrong[0])[:60]} in {path}"
         )
     pairs = [Pair(*entry) for entry in entries]
     unknown = [pair.label for pair in pairs if pair.label not in labels]
     if unknown:
         raise ValueError(
-            f"pairs must name classes of the data set, got {unknown[0]!r} in {path}"
+            f"{name} must name classes of the data set, got {unknown[0]!r} in {path}"
         )
     if len({pair[:2] for pair in pairs}) != len(pairs):
-        raise ValueError(f"pairs must name each image and class once, in {path}")
+        raise ValueError(f"{name} must name each image and class once, in {path}")
     return pairs
 
 

@@ -1,18 +1,18 @@
 """torchrun's environment -> which of how many processes this one is.
 
-Images are independent, so that the processes need each other only twice: no one writes
-before all have read what is there, and the first prints when all are done. Nothing but
-these two barriers goes over the network (gloo, also where the models run on GPUs; NCCL
-would end a process that waits at one for long). The results meet in the folder.
+Images are independent, so that the processes need each other only twice: the first
+tells the others what is missing, and prints when all are done. Nothing else goes over
+the network (gloo, also where the models run on GPUs; NCCL would end a process that
+waits for long). The results meet in the folder.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -42,6 +42,14 @@ class Rank(NamedTuple):
     def share(self, items: Sequence[T]) -> list[T]:
         """Every ``total``-th of the items: over all ranks each item once."""
         return list(items[self.number :: self.total])
+
+    def told(self, found: Callable[[], T]) -> T:
+        """What ``found`` returns in the first process, in every process."""
+        if self.total == 1:
+            return found()
+        said = [found() if self.number == 0 else None]
+        distributed.broadcast_object_list(said, src=0)
+        return cast("T", said[0])
 
     def wait(self) -> None:
         """Return once every process has come here."""

@@ -5,8 +5,9 @@ other is randomised, those above staying so, and each time the map of a method i
 compared with the one of the intact model by Spearman's rank correlation over pixels. A
 method that explains the model loses its map; one that redraws the image keeps it.
 
-Randomised means: the entries of each parameter of the layer in a random order. Nothing
-learned is left, and the scale is, without which the signal of a deep network dies.
+Randomised means: the entries of each parameter of the layer, and of each statistic that
+its normalisations keep, in a random order. Nothing learned is left but the scale,
+without which the signal of a deep network dies.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ def randomised(
     def walk() -> Iterator[tuple[str, nn.Module]]:
         yield INTACT, model
         for layer in layers:
-            for parameter in modules[layer].parameters():
-                order = torch.randperm(parameter.numel(), generator=generator)
-                values = parameter.detach().reshape(-1)[order.to(parameter.device)]
+            module = modules[layer]
+            learned = [it for it in module.buffers() if it.is_floating_point()]
+            for tensor in [*module.parameters(), *learned]:
+                order = torch.randperm(tensor.numel(), generator=generator)
+                values = tensor.detach().reshape(-1)[order.to(tensor.device)]
                 with torch.no_grad():
-                    parameter.copy_(values.reshape(parameter.shape))
+                    tensor.copy_(values.reshape(tensor.shape))
             yield layer, model
 
     return walk()

@@ -174,7 +174,8 @@ def report(
         groups.setdefault(common, {}).setdefault(row.configuration, []).append(row)
     labels, notes = _labels(content.settings, groups)
     blocks = []
-    models = _model_names(content.settings, groups)
+    models, told_apart = _model_names(content.settings, groups)
+    notes += told_apart
     for common, by_method in groups.items():
         first = content.settings[next(iter(by_method))]["common"]
         order = sorted(
@@ -182,7 +183,7 @@ def report(
         )
         lines = []
         for configuration in order:
-            listed = content.difficult.get(configuration)
+            listed = content.difficult.get(first["dataset"])
             found = _line(
                 labels[configuration], by_method[configuration], listed, measure, draws
             )
@@ -314,16 +315,29 @@ def _labels(
 
 def _model_names(
     settings: Mapping[str, dict[str, Any]], groups: Mapping[str, Mapping[str, Any]]
-) -> dict[str, str]:
-    """Group -> the model's name, with a hash where two groups would share it."""
+) -> tuple[dict[str, str], list[str]]:
+    """Group -> the model's name, and what names with a hash stand for.
+
+    A name has a hash where two groups would share it: the same model on the same data
+    set with other weights, another size, normalisation, targets or version.
+    """
     firsts = {it: settings[next(iter(group))]["common"] for it, group in groups.items()}
-    names = [(common["dataset"], common["model"]) for common in firsts.values()]
-    return {
-        it: common["model"]
-        if names.count((common["dataset"], common["model"])) == 1
-        else f"{common['model']} {it[:4]}"
-        for it, common in firsts.items()
-    }
+    names, notes = {}, []
+    for group, common in firsts.items():
+        alike = [
+            it
+            for it in firsts.values()
+            if (it["dataset"], it["model"]) == (common["dataset"], common["model"])
+        ]
+        names[group] = common["model"]
+        if len(alike) > 1:
+            names[group] = f"{common['model']} {group[:4]}"
+            differ = [
+                key for key in common if any(it[key] != common[key] for it in alike)
+            ]
+            given = ", ".join(f"{key} {common[key]}" for key in differ)
+            notes.append(f"{names[group]}: {given}")
+    return names, sorted(notes)
 
 
 def _place(method: str) -> int:

@@ -1,14 +1,15 @@
 """Images, a model and methods -> a row in the store for each image, class and method.
 
-Any number of processes share the images. Each looks at what all of them, and any run
-before, have left in the folder, does what is missing of its share and writes to its own
-file. A run that was killed at any moment goes on when it is started again, with as many
-processes as there are then. An image that cannot be read or explained is recorded and
-tried again by the next run.
+Any number of processes share the images. The first looks at what any run before has
+left in the folder and tells the others what is missing; each does its share and writes
+to its own file. A run that was killed at any moment goes on when it is started again,
+with as many processes as there are then. An image that cannot be read or explained is
+recorded and tried again by the next run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ class Plan:
     Attributes:
         images: The data set.
         model: Normalised images (N, 3, H, W) -> scores (N, classes), in evaluation
-            mode, on the device that is to compute.
+            mode (``model.eval()``), on the device that is to compute.
         preprocess: How images are normalised, and the size of the input.
         methods: Names of methods.
         model_name: For the report.
@@ -83,12 +84,12 @@ class Plan:
         save_maps: Whether saliency maps and masks are kept, in a safetensors file each.
 
     Raises:
-        ValueError: If a method is unknown, ``resize`` is another word, or
-            ``min_probability`` is negative.
+        ValueError: If a method is unknown, ``resize`` is another word,
+            ``min_probability`` is negative, or the model is in training mode.
 
     Example:
         >>> images = ImageSet("voc2007", ["000001", "000002"], read=print)
-        >>> plan = Plan(images, nn.Identity(), Preprocess(), ("ig",), limit=1)
+        >>> plan = Plan(images, nn.Identity().eval(), Preprocess(), ("ig",), limit=1)
         >>> plan.names
         ['000001']
     """
@@ -110,6 +111,10 @@ class Plan:
         names_of(self.methods)
         check_choice("resize", self.resize, ("squash", "shorter"))
         check_non_negative("min_probability", self.min_probability)
+        if any(module.training for module in self.model.modules()):
+            raise ValueError(
+                "model must be in evaluation mode (model.eval()), got training mode"
+            )
 
     @cached_property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -156,13 +161,42 @@ class Plan:
             found.setdefault(pair.image, {})[pair.label] = pair.output
         return found
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The images to look at."""
         names = self.images.images
         if self.wanted is not None:
             names = [name for name in names if name in self.wanted]
         return names[: self.limit]
+
+    def missing(self, found: Content) -> list[str]:
+        """The images that are not dealt with by now."""
+        wanted = self.configurations.values()
+        return [
+            image
+            for image in self.names
+            if not all((self.selection, it, image) in found.done for it in wanted)
+        ]
+
+    def own(self, found: Content) -> Content:
+        """The rows of these pairs on this model, and what of these methods failed."""
+        common = next(iter(self.settings.values()))["common"]
+        same = {key for key, it in found.settings.items() if it["common"] == common}
+        names, used = set(self.names), set(self.configurations.values())
+        rows = {
+            key: row
+            for key, row in found.rows.items()
+            if row.configuration in same
+            and row.image in names
+            and (self.wanted is None or row.label in self.wanted[row.image])
+            and row.probability >= self.min_probability
+        }
+        failures = [
+            it
+            for it in found.failures
+            if it.configuration in used and it.image in names
+        ]
+        return dataclasses.replace(found, rows=rows, failures=failures)
 
     def inputs(self, picture: Image) -> Tensor:
         """What the model sees of a picture, (1, 3, H, W)."""
@@ -193,7 +227,9 @@ def run(
             rank 0, for its share.
 
     Returns:
-        The union of the files in ``output`` after all ranks are done, with what failed.
+        What ``output`` holds of this plan after all ranks are done: the rows of its
+        pairs on its model, of whatever method, and what failed. On other ranks than the
+        first, nothing.
 
     Raises:
         ValueError: If the model does not fit the data set or a method, or ``output``
@@ -217,15 +253,16 @@ def run(
     rank, output = Rank() if rank is None else rank, Path(output)
     outputs_of = _outputs_of(plan)
     explain = {name: explainer(name, plan.model, plan.options) for name in plan.methods}
-    found = read(output)
     wanted = plan.configurations
-    rank.wait()  # nobody writes before all have read: the shares must fit together
-    present = set(found.rows)
-    missing = [
-        image
-        for image in plan.names
-        if not all((plan.selection, it, image) in found.done for it in wanted.values())
-    ]
+
+    def look() -> tuple[list[str], set[tuple[str, str, str]]]:
+        found = read(output)
+        missing = plan.missing(found)
+        images, here = set(missing), set(wanted.values())
+        keys = {it for it in found.rows if it[0] in here and it[1] in images}
+        return missing, keys
+
+    missing, present = rank.told(look)
     todo = rank.share(missing)
     with writing(output, rank.number) as writer:
         listed = plan.difficult
@@ -243,7 +280,9 @@ def run(
         ):
             here.play(image)
     rank.wait()
-    return read(output)
+    if rank.number > 0:
+        return Content()
+    return plan.own(read(output))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -105,12 +105,12 @@ class Content:
 
     Attributes:
         rows: By key.
-        failures: What failed and has no row by now.
+        failures: What failed, and was not dealt with since.
         done: ``(selection, configuration, image)`` of images all of whose pairs that
             were selected have been dealt with.
         settings: Configuration -> what it is the hash of.
-        difficult: Configuration -> the list of difficult pairs ``[image, class]`` of
-            the last run; None for the rule.
+        difficult: Data set -> the list of difficult pairs ``[image, class]`` that the
+            last run on it was given; None for the rule.
     """
 
     rows: dict[tuple[str, str, str], Row] = field(default_factory=dict)
@@ -161,8 +161,8 @@ class Writer:
 
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"rank-{rank:05d}.sqlite"
-        self._database = _open(path)
+        self._path = folder / f"rank-{rank:05d}.sqlite"
+        self._database = _open(self._path)
 
     def configure(
         self,
@@ -182,12 +182,13 @@ class Writer:
 
     def fail(self, failure: Failure) -> None:
         """Add a failure, or replace the one of its key."""
-        self._write("failures", tuple(asdict(failure)[name] for name in _FAILURE))
+        values = tuple(asdict(failure)[name] for name in _FAILURE)
+        self._write("failures", (*values, time.time()))
 
     def finish(self, selection: str, configurations: Iterable[str], image: str) -> None:
-        """Say that an image is dealt with."""
+        """Say that an image is dealt with; what failed in it before is mended."""
         for configuration in configurations:
-            self._write("done", (selection, configuration, image))
+            self._write("done", (selection, configuration, image, time.time()))
 
     def close(self) -> None:
         """Close the file."""
@@ -195,10 +196,13 @@ class Writer:
 
     def _write(self, table: str, values: tuple[Any, ...]) -> None:
         marks = ", ".join("?" * len(values))
-        with self._database:  # a transaction
-            self._database.execute(
-                f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values
-            )
+        try:
+            with self._database:  # a transaction
+                self._database.execute(
+                    f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values
+                )
+        except sqlite3.Error as error:
+            raise OSError(f"cannot write to {self._path}: {error}") from None
 
 
 @contextmanager
@@ -239,32 +243,38 @@ def read(folder: Path) -> Content:
         {}
     """
     content = Content()
-    failures: dict[tuple[str, str, str], Failure] = {}
+    failures: dict[tuple[str, str, str], tuple[float, Failure]] = {}
+    finished: dict[tuple[str, str], float] = {}
     latest: dict[str, float] = {}
     for path in sorted(folder.glob(_PATTERN)):
-        with closing(_open(path)) as database:
+        with closing(_open(path)) as database, _readable(path):
             for values in database.execute(f"SELECT {', '.join(_ROW)} FROM results"):
                 row = _row(dict(zip(_ROW, values, strict=True)))
                 content.rows.setdefault(row.key, row)
-            for values in database.execute(
-                f"SELECT {', '.join(_FAILURE)} FROM failures"
-            ):
+            for *values, when in database.execute("SELECT * FROM failures"):
                 failure = Failure(*values)
                 key = (failure.configuration, failure.image, failure.label)
-                failures[key] = failure
-            content.done.update(database.execute("SELECT * FROM done"))
+                failures[key] = max(
+                    failures.get(key, (0.0, failure)),
+                    (when, failure),
+                    key=lambda it: it[0],
+                )
+            for *key, when in database.execute("SELECT * FROM done"):
+                content.done.add(tuple(key))
+                place = (key[1], key[2])
+                finished[place] = max(finished.get(place, 0.0), when)
             for name, settings, difficult, when in database.execute(
                 "SELECT * FROM configurations"
             ):
                 content.settings[name] = json.loads(settings)
-                if when >= latest.get(name, 0.0):
-                    latest[name] = when
-                    content.difficult[name] = json.loads(difficult)
-    read_since = {(row.configuration, row.image) for row in content.rows.values()}
+                dataset = content.settings[name]["common"]["dataset"]
+                if when >= latest.get(dataset, 0.0):
+                    latest[dataset] = when
+                    content.difficult[dataset] = json.loads(difficult)
     content.failures = [
-        failures[key]
-        for key in sorted(failures)
-        if key not in content.rows and (key[2] or key[:2] not in read_since)
+        failure
+        for key, (when, failure) in sorted(failures.items(), key=lambda it: it[0])
+        if key not in content.rows and finished.get(key[:2], 0.0) < when
     ]
     return content
 
@@ -276,26 +286,42 @@ _FAILURE = tuple(item.name for item in fields(Failure))
 _KEY = "configuration, image, label"
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS results ({", ".join(_ROW)}, PRIMARY KEY ({_KEY}));
-CREATE TABLE IF NOT EXISTS failures ({", ".join(_FAILURE)}, PRIMARY KEY ({_KEY}));
+CREATE TABLE IF NOT EXISTS failures ({", ".join(_FAILURE)}, time, PRIMARY KEY ({_KEY}));
 CREATE TABLE IF NOT EXISTS done
-    (selection, configuration, image, PRIMARY KEY (selection, configuration, image));
+    (selection, configuration, image, time,
+    PRIMARY KEY (selection, configuration, image));
 CREATE TABLE IF NOT EXISTS configurations
-    (configuration PRIMARY KEY, settings, difficult, started);
+    (configuration PRIMARY KEY, settings, difficult, time);
 """
+# A column of each table that other files do not have.
+_LAST = {
+    "results": "seconds", "failures": "time", "done": "time", "configurations": "time",
+}  # fmt: skip
 
 
 def _open(path: Path) -> sqlite3.Connection:
     """A file with all tables; SQLite mends what a killed process left half done."""
     database = sqlite3.connect(path, timeout=_PATIENCE)
     try:
-        database.executescript(_TABLES)
-        database.execute("SELECT 1 FROM results LIMIT 1").fetchall()
-    except sqlite3.DatabaseError as error:
+        with _readable(path):
+            database.executescript(_TABLES)
+            for table, column in _LAST.items():
+                database.execute(f"SELECT {column} FROM {table} LIMIT 1").fetchall()
+    except ValueError:
         database.close()
+        raise
+    return database
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """An error that names the file, whatever is wrong with it or what it holds."""
+    try:
+        yield
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"output must hold files of a benchmark, got {path}: {error}"
         ) from None
-    return database
 
 
 def _row(values: dict[str, Any]) -> Row:

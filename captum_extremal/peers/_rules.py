@@ -82,14 +82,29 @@ class ExcitationMode(TorchFunctionMode):
             args = tuple(map(_without_parameters, args))
             kwargs = {name: _without_parameters(arg) for name, arg in kwargs.items()}
         rule = _RULES.get(func)
-        if rule is None or not any(map(_followed, (*args, *kwargs.values()))):
-            return func(*args, **kwargs)
-        return rule(func, *args, **kwargs)
+        given = (*args, *kwargs.values())
+        if rule is not None and any(map(_followed, given)):
+            return rule(func, *args, **kwargs)
+        value = func(*args, **kwargs)
+        tensors = [argument for argument in given if isinstance(argument, Tensor)]
+        if tensors and all(map(_learned, tensors)) and isinstance(value, Tensor):
+            return _mark_learned(value)  # a view of a parameter, say
+        return value
+
+
+def _mark_learned(tensor: Tensor) -> Tensor:
+    """Note that a tensor is made of parameters alone: it holds no neurons."""
+    tensor.is_learned = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def _learned(argument: object) -> bool:
+    return hasattr(argument, "is_learned")
 
 
 def _without_parameters(argument: object) -> object:
     if isinstance(argument, nn.Parameter):
-        return argument.detach()
+        return _mark_learned(argument.detach())
     if type(argument) is list:
         return [_without_parameters(part) for part in argument]
     if type(argument) is tuple:
@@ -191,13 +206,22 @@ def _batch_norm(
 
 
 def _sum(func: Any, input: Any, other: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401
-    tensors = isinstance(input, Tensor) and isinstance(other, Tensor)
-    if tensors and alpha >= 0:
+    if _followed(input) and _is_bias(other, input):
+        return _Excite.apply(partial(func, other=other, alpha=alpha), None, None, input)
+    if alpha >= 0 and _is_bias(input, other) and func is not Tensor.add_:
+        return _Excite.apply(partial(func, input, alpha=alpha), None, None, other)
+    if alpha >= 0 and isinstance(input, Tensor) and isinstance(other, Tensor):
         add = partial(func, alpha=alpha)
         return _Excite.apply(add, partial(torch.add, alpha=alpha), None, input, other)
-    if _followed(input) and not tensors:  # a number is a bias
-        return _Excite.apply(partial(func, other=other, alpha=alpha), None, None, input)
     return func(input, other, alpha=alpha)
+
+
+def _is_bias(summand: object, activations: Tensor) -> bool:
+    """Whether what is added is no neuron: a number, or learned."""
+    if not isinstance(summand, Tensor):
+        return True
+    shape = torch.broadcast_shapes(summand.shape, activations.shape)
+    return _learned(summand) and shape == activations.shape
 
 
 def _product(func: Any, input: Any, other: Any) -> Any:  # noqa: ANN401

@@ -286,7 +286,7 @@ class _Descent:
 
         def disks(radii: Tensor) -> list[Tensor]:
             """For each image a disk of its radius, deleted or kept."""
-            inside = [d <= radii.view(-1, *[1] * (d.dim() + 1)) for d in distances]
+            inside = [d < radii.view(-1, *[1] * (d.dim() + 1)) for d in distances]
             return [(i != (self.game == "deletion")).float() for i in inside]
 
         scores = []

@@ -8,7 +8,8 @@ after the other, keep what is known of each image in a JSON file below
 ``benchmarks/results`` and go on from there. `monotonicity` prints the share of images
 whose score never falls as the area grows below a*; the paper has 98.45 % with VGG16.
 `sanity` draws ``docs/images/sanity.png``: the rank correlation of each method's map
-with that of the intact network, as its blocks are randomised from the classifier down.
+with that of the intact network, as its blocks are randomised from the classifier down;
+dotted, that of the intact network's maps of different images.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from torch import Tensor
 from captum_extremal import ExtremalPerturbation, LevelSetSolver
 from captum_extremal.benchmark import (
     Options,
+    explainer,
     monotonicity,
     plot_sanity,
+    rank_correlation,
     sanity_check,
 )
 from captum_extremal.benchmark.monotonicity import EVIDENCE_AREAS
@@ -68,10 +71,16 @@ def kept(file: Path, settings: Record) -> Record:
     return content["images"]
 
 
-def keep(file: Path, settings: Record, images: Record) -> None:
+def keep(file: Path, settings: Record, images: Record, **more: object) -> None:
     """The whole file or none."""
-    content = {"settings": settings, "images": images} | measuring.metadata()
-    measuring.write(file, content)
+    content = {"settings": settings, "images": images, **more}
+    measuring.write(file, content | measuring.metadata())
+
+
+def chance(maps: Tensor) -> float:
+    """The mean rank correlation of each two of N maps (N, ...) of different images."""
+    first, second = torch.combinations(torch.arange(len(maps))).T
+    return float(rank_correlation(maps[first], maps[second]).nanmean())
 
 
 @click.group()
@@ -139,17 +148,22 @@ def sanity(
     file = results / "sanity.json"
     images = kept(file, settings)
     wanted = []
+    maps: dict[str, list[Tensor]] = {method: [] for method in names}
     for name, inputs, target in examples(loaded, count):
         wanted.append(name)
         known = images.setdefault(name, {})
+        chosen = torch.tensor([target])
         for method in names:
+            explain = explainer(method, loaded.model, options)
+            maps[method].append(explain(inputs, chosen).saliency[0])
             if method not in known:
-                chosen = torch.tensor([target])
                 known |= sanity_check(
                     loaded.model, inputs, chosen, [method], options, layers=LAYERS
                 )
                 keep(file, settings, images)
                 click.echo(f"{name}: {method}")
+    unrelated = {method: chance(torch.stack(maps[method])) for method in names}
+    keep(file, settings, images, chance=unrelated)
     by_method = {
         method: {
             layer: [images[name][method][layer][0] for name in wanted]
@@ -157,10 +171,14 @@ def sanity(
         }
         for method in names
     }
-    plot_sanity(by_method).savefig(figure)
+    plot_sanity(by_method, unrelated).savefig(figure)
     for method, by_layer in by_method.items():
         means = [float(torch.tensor(it).nanmean()) for it in by_layer.values()]
-        click.echo(f"{method:<16}" + " ".join(f"{mean:5.2f}" for mean in means))
+        click.echo(
+            f"{method:<16}"
+            + " ".join(f"{mean:5.2f}" for mean in means)
+            + f"  chance {unrelated[method]:.2f}"
+        )
     click.echo(f"wrote {figure}")
 
 

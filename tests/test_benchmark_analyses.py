@@ -159,9 +159,11 @@ def test_a_map_of_the_model_is_lost_and_one_of_the_image_is_not():
         assert found[name]["intact"] == pytest.approx([1.0, 1.0])
     assert found["centre"]["0"] == pytest.approx([1.0, 1.0])
     assert max(found["gradient"]["0"]) < 0.5
-    figure = plot_sanity(found)
+    figure = plot_sanity(found, {"gradient": 0.25})
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
+    assert lines["chance"].get_ydata() == [0.25, 0.25]
+    assert [it.get_text() for it in axes.get_legend().get_texts()] == methods
     assert lines["gradient"].get_ydata()[-1] == pytest.approx(
         sum(found["gradient"]["0"]) / 2
     )

@@ -170,11 +170,17 @@ def sanity_check(
     return found
 
 
-def plot_sanity(correlations: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def plot_sanity(
+    correlations: Mapping[str, Mapping[str, Sequence[float]]],
+    chance: Mapping[str, float] | None = None,
+) -> Figure:
     """A line for each method: the mean rank correlation over the layers.
 
     Args:
         correlations: What `sanity_check` returns.
+        chance: Method -> the rank correlation of unrelated maps, those of different
+            inputs; a dotted line where it is given. Smooth maps, and maps with much in
+            the middle, correlate more than 0.
 
     Returns:
         A figure; the layers from the output down, the band is a standard error.
@@ -203,11 +209,13 @@ def plot_sanity(correlations: Mapping[str, Mapping[str, Sequence[float]]]) -> Fi
         (line,) = axes.plot(places, mean.tolist(), style, label=name, markersize=4)
         low, high = (mean - error).tolist(), (mean + error).tolist()
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
+        if chance and name in chance:
+            axes.axhline(chance[name], color=line.get_color(), ls=":", label="chance")
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
     axes.set_ylabel("rank correlation with the intact model's map")
     axes.set_xlabel("randomised down to this layer")
     axes.set_ylim(-0.35, 1.05)
-    handles = [line for line in axes.lines if line.get_label() != "0"]
+    handles = [line for line in axes.lines if line.get_label() in correlations]
     axes.legend(handles=handles, frameon=False)
     return figure
 

@@ -120,7 +120,7 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: a mask is not scaled by the activation."""
+        """Always False, as a mask is not scaled by the activation."""
         return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]

@@ -106,7 +106,7 @@ class ExtremalPerturbation(PerturbationAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: a mask is not scaled by the input."""
+        """Always False, as a mask is not scaled by the input."""
         return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]

@@ -15,11 +15,10 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
     "sphinx.ext.napoleon",
 ]
-# Formulas are typeset in the reader's browser where it is online, and stay readable as
-# TeX where it is not; nothing else is fetched.
+# Nothing is fetched by a reader's browser: MathJax comes along with the pages.
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath", "deflist"]

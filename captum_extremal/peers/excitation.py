@@ -115,7 +115,7 @@ class ExcitationBackprop(LayerAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: probabilities are not scaled by the activations."""
+        """Always False, as probabilities are not scaled by the activations."""
         return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]

@@ -90,7 +90,7 @@ class RISE(PerturbationAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: the mean of masks is not scaled by the input."""
+        """Always False, as the mean of masks is not scaled by the input."""
         return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]

@@ -3,7 +3,7 @@
 # make lint           ruff and mypy alone
 # make docs           the pages of docs/ and the API as HTML, in docs/_build/html
 # make bench          solvers and speed side by side with their peers, a few minutes
-# make test-captum08  the contract with Captum, against captum 0.8
+# make test-captum08  the contract with Captum, against captum 0.8, and its Insights
 #
 # Each target builds .venv from setup.cfg where it is missing or older than setup.cfg.
 
@@ -12,7 +12,7 @@ BIN := .venv/bin
 VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
 CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py \
-	tests/test_peers_contract.py tests/test_excitation.py
+	tests/test_peers_contract.py tests/test_excitation.py tests/test_insights.py
 
 .PHONY: demo test lint docs bench test-captum08 clean
 
@@ -43,10 +43,10 @@ bench: $(VENV)
 	$(BIN)/python benchmarks/channels.py quick
 	$(BIN)/python benchmarks/speed.py --quick
 
-# An overlay in front of the path. Its metadata asks for numpy<2, which nothing here
-# needs: hence no dependencies.
+# An overlay in front of the path, with what Insights needs. Captum's metadata asks for
+# numpy<2, which nothing here needs: hence no dependencies.
 test-captum08: $(VENV) $(CAPTUM08)
-	PYTHONPATH=.captum08 $(BIN)/python -c 'import captum; v = captum.__version__; assert v.startswith("0.8"), v'
+	PYTHONPATH=.captum08 $(BIN)/python -c 'import captum, captum.insights; v = captum.__version__; assert v.startswith("0.8"), v'
 	PYTHONPATH=.captum08 $(BIN)/python -m pytest $(CONTRACT_TESTS)
 
 $(VENV): setup.cfg
@@ -55,9 +55,10 @@ $(VENV): setup.cfg
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
 
-$(CAPTUM08): | $(VENV)
+$(CAPTUM08): Makefile | $(VENV)
 	rm -rf .captum08
 	$(BIN)/python -m pip install --no-deps --target .captum08 captum==0.8.0
+	$(BIN)/python -m pip install --target .captum08 flask flask-compress
 	touch $@
 
 clean:

@@ -1,8 +1,9 @@
-"""Fixtures shared by all tests: one thread, fixed seeds, devices, real images."""
+"""Fixtures shared by all tests: a thread, fixed seeds, devices, images, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import captum
@@ -18,6 +19,17 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 DATA_VARIABLE = "CAPTUM_EXTREMAL_DATA"
+BROWSER_FLAGS = (
+    "--headless",
+    "--no-sandbox",  # of which root, in a container, has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 
 
 def pytest_report_header() -> str:
@@ -70,3 +82,26 @@ def data_root():
     if not root.is_dir():
         pytest.fail(f"{DATA_VARIABLE} must name a folder, got {value}")
     return root
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium without a window, steered by selenium; its logs are kept."""
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    for name, path in programs.items():
+        if path is None:
+            pytest.skip(f"{name} is not installed: the page is not tried in a browser")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs["chromium"]
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*BROWSER_FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    driver = webdriver.Chrome(options, Service(programs["chromedriver"]))
+    yield driver
+    driver.quit()

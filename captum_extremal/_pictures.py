@@ -9,12 +9,16 @@ Convention:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+# Of signed maps: colours that stay distinct with a colour vision deficiency.
+POSITIVE, NEGATIVE = "#C1272D", "#0072B2"  # red, blue
 _MOST_OPAQUE = 0.75  # of a saliency map over its image
+_PALE = 0.75  # of white, mixed into the image below a signed map
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -95,6 +99,53 @@ def overlay_saliency(image: Tensor, saliency: Tensor) -> Tensor:
     """
     from matplotlib import colormaps
 
+    image, saliency = _checked(image, saliency)
+    share = _of_largest(saliency.clamp(min=0))
+    colours = colormaps["inferno"](share[0].numpy())[..., :3]
+    warm = torch.from_numpy(colours).float().movedim(-1, 0)
+    opacity = _MOST_OPAQUE * share
+    return ((1 - opacity) * image + opacity * warm).clamp(0, 1)
+
+
+def overlay_signed(image: Tensor, saliency: Tensor) -> Tensor:
+    """Lay a signed map over a pale grey image: red above 0, blue below.
+
+    Args:
+        image: (C, H, W) in [0, 1], grey or RGB.
+        saliency: (1, H, W), finite; it counts relative to its largest absolute value:
+            the larger, the less transparent.
+
+    Returns:
+        An RGB picture in [0, 1]; the pale image where the map is 0.
+
+    Raises:
+        ValueError: If the shapes do not agree, or the saliency is not finite.
+
+    Shape:
+        (3, H, W).
+
+    Example:
+        >>> import torch
+        >>> image, saliency = torch.zeros(1, 1, 3), torch.tensor([[[-1.0, 0.0, 1.0]]])
+        >>> red, green, blue = overlay_signed(image, saliency)[:, 0]
+        >>> red > blue, red == blue
+        (tensor([False, False,  True]), tensor([False,  True, False]))
+    """
+    from matplotlib.colors import to_rgb
+
+    image, saliency = _checked(image, saliency)
+    share = _of_largest(saliency)
+    red, blue = (
+        torch.tensor(to_rgb(colour)).view(3, 1, 1) for colour in (POSITIVE, NEGATIVE)
+    )
+    pale = _PALE + (1 - _PALE) * image.mean(dim=0, keepdim=True)
+    opacity = share.abs()
+    colour = torch.where(share > 0, red, blue)
+    return ((1 - opacity) * pale + opacity * colour).clamp(0, 1)
+
+
+def _checked(image: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, once they fit each other."""
     if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         raise ValueError(
             "image must have shape (1 or 3, H, W), none of them 0, got "
@@ -109,10 +160,99 @@ def overlay_saliency(image: Tensor, saliency: Tensor) -> Tensor:
         raise ValueError(
             "saliency must be finite, got NaN or infinity (no area sufficed?)"
         )
-    image, saliency = image.detach().float().cpu(), saliency.detach().float().cpu()
-    share = saliency.clamp(min=0)
-    share = share / share.amax().clamp(min=torch.finfo(share.dtype).tiny)
-    colours = colormaps["inferno"](share[0].numpy())[..., :3]
-    warm = torch.from_numpy(colours).float().movedim(-1, 0)
-    opacity = _MOST_OPAQUE * share
-    return ((1 - opacity) * image + opacity * warm).clamp(0, 1)
+    return image.detach().float().cpu(), saliency.detach().float().cpu()
+
+
+def _of_largest(values: Tensor) -> Tensor:
+    """Divided by the largest absolute value; zeros stay zeros."""
+    return values / values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+
+
+# --- attributions of any method ---
+
+
+def check_attributions(
+    argument: str, attributions: Mapping[str, Tensor], num_images: int
+) -> None:
+    """Refuse what is no dict of (N, C, h, w) by name.
+
+    Args:
+        argument: The name of the argument, for the error.
+        attributions: What was given.
+        num_images: N.
+
+    Raises:
+        ValueError: If a shape does not fit.
+        TypeError: If it is no dict.
+
+    Example:
+        >>> check_attributions("others", {"ig": torch.zeros(2, 3, 8, 8)}, 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: others['ig'] must have shape (1, C, H, W), got (2, 3, 8, 8)
+    """
+    if not isinstance(attributions, Mapping):
+        raise TypeError(
+            f"{argument} must be a dict of attributions by name, got "
+            f"{type(attributions).__name__}"
+        )
+    for name, maps in attributions.items():
+        if (
+            not isinstance(maps, Tensor)
+            or maps.dim() != 4
+            or len(maps) != num_images
+            or 0 in maps.shape
+        ):
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps)
+            raise ValueError(
+                f"{argument}[{name!r}] must have shape ({num_images}, C, H, W), got "
+                f"{got}"
+            )
+
+
+def map_of(name: str, attribution: Tensor, size: Sequence[int]) -> Tensor:
+    """One attribution as one map: summed over its channels, enlarged bilinearly.
+
+    Args:
+        name: For the error.
+        attribution: (C, h, w).
+        size: H and W of the image.
+
+    Returns:
+        (1, H, W) on the CPU.
+
+    Raises:
+        ValueError: If it is not finite.
+
+    Example:
+        >>> map_of("ig", torch.ones(3, 1, 1), (1, 2))
+        tensor([[[3., 3.]]])
+    """
+    total = attribution.detach().float().cpu().sum(dim=0, keepdim=True)
+    if not total.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if list(total.shape[1:]) != list(size):
+        total = F.interpolate(total[None], list(size), mode="bilinear")[0]
+    return total
+
+
+def without_outliers(values: Tensor, percent: float = 2.0) -> Tensor:
+    """Cut what lies above 98 % of the absolute sum, as Captum's pictures do.
+
+    Args:
+        values: A map of any shape.
+        percent: How much of the sum may be cut, in [0, 100): Captum's ``outlier_perc``.
+
+    Returns:
+        The values, between plus and minus the smallest of their absolute values below
+        which (itself included) lie 98 % of the absolute sum.
+
+    Example:
+        >>> without_outliers(torch.tensor([5.0, -4.0, 1.0]), percent=50)
+        tensor([ 4., -4.,  1.])
+    """
+    ordered = values.abs().flatten().sort().values
+    total = ordered.double().cumsum(dim=0)
+    place = int((total < (1 - percent / 100) * total[-1]).sum())
+    limit = float(ordered[min(place, len(ordered) - 1)])
+    return values.clamp(-limit, limit)

@@ -2,9 +2,9 @@
 
 ``demo`` explains three pictures that come with scikit-image, ``explain`` a picture of
 the user's own. Both look for the masks of several areas of the picture that alone let
-the network see the target best. ``channels`` (`cli_channels`) asks the same of the
-channels of a layer, ``benchmark`` and ``report`` (`cli_benchmark`) play the pointing
-game over a data set.
+the network see the target best; ``--compare`` sets maps of other methods beside them.
+``channels`` (`cli_channels`) asks the same of the channels of a layer, ``benchmark``
+and ``report`` (`cli_benchmark`) play the pointing game over a data set.
 
 Figures, masks and the table are the output; the progress bar and errors go to stderr.
 An error is one line, and the exit code is 2.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,6 +42,8 @@ from captum_extremal._command_line import (
     together,
 )
 from captum_extremal._running import SearchInterrupted
+from captum_extremal.benchmark import METHODS, Options, compare
+from captum_extremal.benchmark.methods import names_of
 from captum_extremal.cli_benchmark import benchmark, report
 from captum_extremal.cli_channels import channels
 from captum_extremal.extremal import (
@@ -59,7 +61,7 @@ from captum_extremal.solvers import (
     SearchSolver,
     Solver,
 )
-from captum_extremal.visualization import plot_result
+from captum_extremal.visualization import plot_methods, plot_result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,6 +116,19 @@ def _parse_areas(
         raise click.UsageError(f"--areas: {error}") from None
 
 
+def _parse_methods(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[str, ...]:
+    """Turn ``"ig,occlusion"`` into names of methods, each once."""
+    del context, option
+    if text is None:
+        return ()
+    try:
+        return names_of([name.strip() for name in text.split(",")])
+    except ValueError as error:
+        raise click.UsageError(f"--compare: {error}") from None
+
+
 # Name -> the solver, and what its budget is called.
 _SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
     "level-set": (LevelSetSolver, "iterations"),
@@ -146,6 +161,14 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             type=click.IntRange(min=1),
             help="Gradients of each mask; of search, perturbed pictures.  "
             "[default: the solver's own]",
+        ),
+        click.option(
+            "--compare",
+            "methods",
+            metavar="NAME,...",
+            callback=_parse_methods,
+            help="Also draw the maps of other methods side by side, each by its own "
+            f"defaults: {', '.join(METHODS)}.",
         ),
         time_limit_option,
         device_options(),
@@ -193,7 +216,7 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
     loaded = load_model("demo")
     views = [_View(name, *loaded.preprocess(_demo_picture(name))) for name in names]
     found = _search(loaded, views, None, settings)
-    _report(found, [output / f"{name}.png" for name in names])
+    _report(found, [output / f"{name}.png" for name in names], output / "methods.png")
 
 
 @main.command()
@@ -233,8 +256,16 @@ def explain(
     """
     settings = _Settings.of(**options)
     figure = figure_path(output, image, "extremal")
+    compared = figure.with_stem(f"{figure.stem}-methods")
     also = {"--save": save, "--html": html}
-    check_distinct({"IMAGE": image, "--output": figure, **also})
+    check_distinct(
+        {
+            "IMAGE": image,
+            "--output": figure,
+            "--compare": compared if settings.methods else None,
+            **also,
+        }
+    )
     picture = open_picture(image)
     loaded = load_model(model, weights).with_size(size)
     for option, path in {"--output": figure, **also}.items():
@@ -246,7 +277,8 @@ def explain(
         found.result.save(save)
     if html is not None:
         _write_page(found, html)
-    _report(found, [figure], also=[path for path in also.values() if path is not None])
+    written = [path for path in also.values() if path is not None]
+    _report(found, [figure], compared, also=written)
 
 
 # --- the search ---
@@ -262,6 +294,7 @@ class _Settings:
     game: Game = "preservation"
     perturbation: str = "blur"
     seed: int = 0
+    methods: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -301,6 +334,8 @@ class _Found:
     input_probability: Tensor  # (N,)
     probability: Tensor  # (N, A): of what each mask keeps
     perturbed_probability: Tensor  # (N,)
+    others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Maps (N, 1, H, W) of other methods."""
 
 
 def _search(
@@ -313,6 +348,7 @@ def _search(
     targets = outputs.argmax(dim=1)
     if target is not None:
         targets[:] = target_index(target, loaded.labels, outputs.shape[1])
+    others = _others(model, inputs, targets, settings)
     perturbation = PERTURBATIONS[settings.perturbation]()
     method = ExtremalPerturbation(model, perturbation, settings.solver)
     try:
@@ -340,7 +376,21 @@ def _search(
         input_probability=probability[:, 0],
         probability=probability[:, 1:-1],
         perturbed_probability=probability[:, -1],
+        others=others,
     )
+
+
+def _others(
+    model: nn.Module, inputs: Tensor, targets: Tensor, settings: _Settings
+) -> dict[str, Tensor]:
+    """The maps of the other methods; before the search, as not every model fits."""
+    if not settings.methods:
+        return {}
+    options = Options(areas=settings.areas, game=settings.game, seed=settings.seed)
+    try:
+        return compare(model, inputs, targets, settings.methods, options)
+    except (ValueError, RuntimeError) as error:
+        raise click.UsageError(f"--compare: {error}") from None
 
 
 def _probability(
@@ -376,21 +426,36 @@ def _demo_picture(name: str) -> Image:
 # --- what comes out ---
 
 
-def _report(found: _Found, figures: Sequence[Path], also: Sequence[Path] = ()) -> None:
+def _report(
+    found: _Found, figures: Sequence[Path], compared: Path, also: Sequence[Path] = ()
+) -> None:
     """Write the figures, print the table and say where everything is."""
     for index, (view, path) in enumerate(zip(found.views, figures, strict=True)):
         title = _title(found, index)
         plot_result(view.image, found.result, index, title=title).savefig(path)
+    if found.others:
+        _write_comparison(found, compared)
+        also = (compared, *also)
     click.echo("\n".join(_table(found)))
     click.echo()
     for path in (*figures, *also):
         click.echo(f"wrote {path}")
 
 
+def _write_comparison(found: _Found, path: Path) -> None:
+    """The masks beside the maps of other methods, a picture a row."""
+    plot_methods(
+        torch.stack([view.image for view in found.views]),
+        found.others,
+        masks={"extremal": found.result},
+        captions=found.targets,
+    ).savefig(path)
+
+
 def _write_page(found: _Found, path: Path) -> None:
     images = torch.stack([view.image for view in found.views])
     title, label = _title(found, 0), found.targets[0]
-    found.result.to_html(path, images, title=title, label=label)
+    found.result.to_html(path, images, title=title, label=label, others=found.others)
 
 
 def _title(found: _Found, index: int) -> str:

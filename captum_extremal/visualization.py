@@ -4,6 +4,8 @@
 what each mask keeps, the masks themselves, and the scores of the kept and of the
 remaining part over the area. `plot_channels` draws one of a `ChannelResult` as Figure
 8: where the kept channels see something, and the scores over their number.
+`plot_methods` sets maps of several methods side by side, as Figure 2, and
+`plot_area_growth` shows what masks of growing area keep of several images, as Figure 5.
 `plot_comparison` draws the columns of Figure 9, `plot_class_channels` channels and what
 excites them, as Figure 10. No window is opened and pyplot is not touched: a `Figure`
 comes back, to be saved or shown by the caller.
@@ -16,16 +18,26 @@ Convention:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_extremal._pictures import (
+    NEGATIVE,
+    POSITIVE,
+    check_attributions,
+    map_of,
+    without_outliers,
+)
 from captum_extremal._pictures import denormalize as denormalize
 from captum_extremal._pictures import overlay_mask as overlay_mask
 from captum_extremal._pictures import overlay_saliency as overlay_saliency
+from captum_extremal._pictures import overlay_signed as overlay_signed
 from captum_extremal.channel_result import ChannelResult
 from captum_extremal.result import ExtremalResult
 
@@ -35,10 +47,10 @@ if TYPE_CHECKING:
 
 # Colours that stay distinct with a colour vision deficiency (Okabe and Ito); lines also
 # differ in their dashes and markers.
-PRESERVED = "#0072B2"  # blue
+PRESERVED = NEGATIVE  # blue
 DELETED = "#E69F00"  # orange
 UNTOUCHED = "#009E73"  # green
-PERTURBED = "#C1272D"  # red
+PERTURBED = POSITIVE  # red
 _DELETED_TEXT = "#9A6500"  # the orange is too pale for letters on white
 _UNTOUCHED_TEXT = "#00795A"
 _INK = "#222222"
@@ -49,8 +61,15 @@ _BADGE = {"boxstyle": "round,pad=0.3", "facecolor": _UNTOUCHED_TEXT, "linewidth"
 _CELL = 2.1  # inches, the longer side of a picture
 _CURVE = 4.4  # inches, the width of the curve
 _SMALL, _MEDIUM, _LARGE = 9.5, 11.0, 14.0  # font sizes in points
+_POINTS = 72  # in an inch
 _CHANNELS = 4  # single ones, at most
 _GHOST = 0.25  # brightness of what a mask leaves out
+_SATURATION = 1.25  # of the bars of Fig. 5, as a fraction of the input's score
+_WRAP = 24  # letters of a caption that fit below a picture
+_NARROWEST = 1.4  # inches of a column, for its name
+_BAR = 0.12  # inches, the height of a bar, and half of that above it
+_SIGNS = "red: above 0, blue: below 0"
+_BARS = "bar: score of what is kept, line: the input's"
 
 
 def plot_result(
@@ -320,15 +339,9 @@ def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: _Curve) -> No
     _show(axes[0, 0], image, f"score {curve.input_score:.2f}", _UNTOUCHED_TEXT)
     axes[0, 0].set_title("input", fontsize=_MEDIUM, color=_INK)
     _show(axes[1, 0], masks.mean(dim=0), "mean of the masks", _INK)
-    ghost = _GHOST * image.mean(dim=0, keepdim=True)
     for place, mask in enumerate(masks):
         kept, alone = axes[:, place + 1]
-        _show(
-            kept,
-            overlay_mask(image, mask, ghost),
-            f"alone {curve.scores[place]:.2f}",
-            PRESERVED,
-        )
+        _show(kept, _kept(image, mask), f"alone {curve.scores[place]:.2f}", PRESERVED)
         _outline(kept, mask)
         _show(
             alone, mask, f"removed {curve.complement_scores[place]:.2f}", _DELETED_TEXT
@@ -414,6 +427,279 @@ def _style(axes: Axes) -> None:
         fontsize=_SMALL,
         labelcolor=_INK,
     )
+
+
+def plot_methods(
+    images: Tensor,
+    attributions: Mapping[str, Tensor],
+    *,
+    masks: Mapping[str, Tensor | ExtremalResult] | None = None,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+    outlier_perc: float = 2.0,
+) -> Figure:
+    """Draw maps of several methods side by side (Fig. 2), one image a row.
+
+    An attribution is summed over its channels, enlarged to the image if it is smaller,
+    and cut where it exceeds 98 % of its absolute sum; then it counts relative to its
+    largest absolute value, image by image. All this is what
+    ``captum.attr.visualization`` does. A method without a value below 0 is drawn over
+    the image in warm colours, the stronger, the less transparent. Any other is signed:
+    red above 0 and blue below, over the image in pale grey.
+
+    Args:
+        images: For display, (N, C, H, W) in [0, 1], grey or RGB.
+        attributions: Name -> (N, C', h, w) as Captum returns them, a column each.
+        masks: Name -> what is drawn as a mask, in columns before the attributions: the
+            part that it keeps with its outline at 0.5, the rest as a dark ghost, its
+            area (the share of pixels at >= 0.5) in a box. Either masks (N, 1, H, W) in
+            [0, 1] or a result for the images, of which the masks of the smallest
+            sufficient area a* are taken, the largest ones where none suffices.
+        captions: One for each image, below it.
+        title: Written above everything.
+        outlier_perc: How much of the absolute sum of an attribution is cut, in percent
+            in [0, 100). 2 is Captum's default.
+
+    Returns:
+        The figure: the images, the masks, the attributions.
+
+    Raises:
+        ValueError: If the shapes or the number of captions do not agree, an attribution
+            is not finite, ``outlier_perc`` is out of range, or there is nothing to
+            draw.
+        TypeError: If ``attributions`` or ``masks`` is no dict, or a result holds a
+            tuple of masks.
+
+    Example:
+        >>> import torch
+        >>> images, mask = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8)
+        >>> mask[:, :, :4] = 1
+        >>> maps = {"ig": torch.randn(2, 3, 8, 8), "grad-cam": torch.rand(2, 1, 2, 2)}
+        >>> figure = plot_methods(images, maps, masks={"half": mask})
+        >>> [axes.get_title() for axes in figure.axes[:4]]
+        ['input', 'half', 'ig', 'grad-cam']
+    """
+    _check_batch("images", images)
+    check_attributions("attributions", attributions, len(images))
+    if not 0 <= outlier_perc < 100:
+        raise ValueError(f"outlier_perc must lie in [0, 100), got {outlier_perc}")
+    kept = _mask_columns({} if masks is None else masks, images)
+    if not kept and not attributions:
+        raise ValueError("attributions must hold at least one method, got none")
+    captions = _captions("captions", captions, len(images))
+    drawn, signed = _map_columns(attributions, images, outlier_perc)
+    columns = [images, *(column.kept_of(images) for column in kept), *drawn]
+    rows = list(zip(*columns, strict=True))
+    labels = [[_wrapped(text), *[""] * (len(columns) - 1)] for text in captions]
+    names = ["input", *(column.name for column in kept), *attributions]
+    names = [_wrapped(name) for name in names]
+    figure = _draw_grid(rows, labels, names, title, note=_SIGNS if signed else "")
+    for line in range(len(images)):
+        for place, column in enumerate(kept, start=1):
+            axes = figure.axes[line * len(columns) + place]
+            _outline(axes, column.masks[line])
+            _write_inside(axes, column.badges[line])
+    return figure
+
+
+@dataclass(frozen=True)
+class _MaskColumn:
+    """One mask for each of N images."""
+
+    name: str
+    masks: Tensor  # (N, 1, H, W)
+    badges: list[str]
+
+    def kept_of(self, images: Tensor) -> list[Tensor]:
+        return [
+            _kept(image.detach().float().cpu(), mask)
+            for image, mask in zip(images, self.masks, strict=True)
+        ]
+
+
+def _mask_columns(
+    masks: Mapping[str, Tensor | ExtremalResult], images: Tensor
+) -> list[_MaskColumn]:
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks must be a dict of masks by name, got {type(masks).__name__}"
+        )
+    columns = []
+    for name, given in masks.items():
+        stars = [""] * len(images)
+        if isinstance(given, ExtremalResult):
+            given, stars = _sufficient_masks(given, images)
+        if given.shape != (len(images), 1, *images.shape[2:]):
+            raise ValueError(
+                f"masks[{name!r}] must have shape "
+                f"{(len(images), 1, *images.shape[2:])}, got {tuple(given.shape)}"
+            )
+        chosen = given.detach().float().cpu()
+        areas = (chosen >= 0.5).float().mean(dim=(1, 2, 3)).tolist()
+        badges = [
+            f"{star}{100 * area:.3g} %" for star, area in zip(stars, areas, strict=True)
+        ]
+        columns.append(_MaskColumn(name, chosen, badges))
+    return columns
+
+
+def _sufficient_masks(
+    result: ExtremalResult, images: Tensor
+) -> tuple[Tensor, list[str]]:
+    """The masks of area a*, the largest where none suffices; and which are a*."""
+    _check_count(result, images)
+    chosen, stars = [], []
+    for index, image in enumerate(images):
+        place = _Curve.of(result, index).smallest_sufficient
+        chosen.append(_masks_of(image, result, index)[-1 if place is None else place])
+        stars.append("" if place is None else "a* = ")
+    return torch.stack(chosen), stars
+
+
+def _check_count(result: ExtremalResult, images: Tensor) -> None:
+    if len(images) != len(result.input_score):
+        raise ValueError(
+            f"images must be those of the result, {len(result.input_score)}, got "
+            f"{len(images)}"
+        )
+
+
+def _map_columns(
+    attributions: Mapping[str, Tensor], images: Tensor, outlier_perc: float
+) -> tuple[list[list[Tensor]], bool]:
+    """For each method its maps on the images; and whether one of them is signed."""
+    columns, any_signed = [], False
+    for name, attribution in attributions.items():
+        maps = [
+            without_outliers(
+                map_of(f"attributions[{name!r}]", one, images.shape[2:]), outlier_perc
+            )
+            for one in attribution
+        ]
+        signed = any(bool((one < 0).any()) for one in maps)
+        any_signed |= signed
+        overlay = overlay_signed if signed else overlay_saliency
+        columns.append([overlay(*pair) for pair in zip(images, maps, strict=True)])
+    return columns, any_signed
+
+
+def _wrapped(caption: str) -> str:
+    return "\n".join(textwrap.wrap(caption, _WRAP))
+
+
+def _write_inside(axes: Axes, text: str) -> None:
+    """In the upper left corner, as the boxes of the paper's figures."""
+    axes.text(
+        0.04,
+        0.96,
+        text,
+        transform=axes.transAxes,
+        verticalalignment="top",
+        fontsize=_SMALL,
+        color="white",
+        fontweight="bold",
+        bbox=_BADGE,
+    )
+
+
+def plot_area_growth(
+    images: Tensor,
+    result: ExtremalResult,
+    *,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw what masks of growing area keep of several images (Fig. 5), one a row.
+
+    Below each picture a bar shows the score of what is kept as a fraction of the
+    input's score Phi_0 = Phi(x), which a line marks; the bar ends at 125 %, the number
+    beside it does not. The picture of the smallest sufficient area a* is framed. Where
+    Phi_0 is not above 0 there are no fractions: the score itself stands below.
+
+    Args:
+        images: For display, (N, C, H, W) in [0, 1], grey or RGB.
+        result: The result for these images.
+        captions: One for each image, below it.
+        title: Written above everything.
+
+    Returns:
+        The figure: the images, then a column for each area, in growing order.
+
+    Raises:
+        ValueError: If the images do not fit the result, or the number of captions does
+            not fit the images.
+        TypeError: If the result holds a tuple of masks.
+
+    Example:
+        >>> import torch
+        >>> result = ExtremalResult(
+        ...     masks=torch.rand(1, 2, 1, 8, 8),
+        ...     areas=(0.25, 0.5),
+        ...     scores=torch.tensor([[1.0, 3.0]]),
+        ...     complement_scores=torch.tensor([[2.0, 0.0]]),
+        ...     input_score=torch.tensor([2.5]),
+        ...     perturbed_score=torch.tensor([0.0]),
+        ... )
+        >>> figure = plot_area_growth(torch.rand(1, 3, 8, 8), result)
+        >>> [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes]
+        [('input', ''), ('25 %', '40 %'), ('50 %', 'a*: 120 %')]
+    """
+    _check_batch("images", images)
+    _check_count(result, images)
+    captions = _captions("captions", captions, len(images))
+    rows, labels, curves = [], [], []
+    for index, image in enumerate(images):
+        masks = _masks_of(image, result, index)
+        image = image.detach().float().cpu()
+        curve = _Curve.of(result, index)
+        rows.append([image, *(_kept(image, mask) for mask in masks)])
+        labels.append([_wrapped(captions[index]), *_fractions(curve)])
+        curves.append((curve, masks))
+    names = ["input", *(f"{size:.3g} %" for size in curves[0][0].sizes)]
+    bars = any(curve.input_score > 0 for curve, _ in curves)
+    note, room = (_BARS, 2 * _BAR) if bars else ("", 0.0)
+    figure = _draw_grid(rows, labels, names, title, note=note, room=room)
+    for line, (curve, masks) in enumerate(curves):
+        whole, *others = figure.axes[line * len(names) :][: len(names)]
+        whole.xaxis.labelpad += _POINTS * room
+        for place, axes in enumerate(others):
+            axes.xaxis.labelpad += _POINTS * room
+            _outline(axes, masks[place])
+            _draw_bar(axes, curve, place)
+            if place == curve.smallest_sufficient:
+                _box(axes)
+    return figure
+
+
+def _fractions(curve: _Curve) -> list[str]:
+    """The scores in percent of the input's, or themselves where that is not above 0."""
+    whole = curve.input_score
+    texts = [
+        f"{100 * score / whole:.0f} %" if whole > 0 else f"score {score:.2f}"
+        for score in curve.scores
+    ]
+    if curve.smallest_sufficient is not None:
+        texts[curve.smallest_sufficient] = f"a*: {texts[curve.smallest_sufficient]}"
+    return texts
+
+
+def _draw_bar(axes: Axes, curve: _Curve, place: int) -> None:
+    """Below a picture, between it and its caption."""
+    if curve.input_score <= 0:
+        return
+    height, width = axes.images[0].get_size()
+    share = _BAR / (_CELL * height / max(height, width))  # of the picture's height
+    bar = axes.inset_axes((0, -1.75 * share, 1, share))
+    bar.barh(0, curve.scores[place] / curve.input_score, height=1, color=PRESERVED)
+    bar.axvline(1, color=_INK, linewidth=1.6)
+    bar.set(xlim=(0, _SATURATION), ylim=(-0.5, 0.5), xticks=[], yticks=[])
+    for spine in bar.spines.values():
+        spine.set(color=_FRAME, linewidth=0.8)
+
+
+def _kept(image: Tensor, mask: Tensor) -> Tensor:
+    """What a mask keeps, the rest as a dark ghost."""
+    return overlay_mask(image, mask, _GHOST * image.mean(dim=0, keepdim=True))
 
 
 def plot_comparison(
@@ -563,15 +849,24 @@ def _draw_grid(
     labels: Sequence[Sequence[str]],
     names: Sequence[str],
     title: str | None,
+    *,
+    note: str = "",
+    room: float = 0.0,
 ) -> Figure:
-    """Pictures in rows, a line below each, the names above the first row."""
+    """Pictures in rows, a text below each, names above the first row, a note last.
+
+    Between a picture and its text there is ``room`` in inches.
+    """
     from matplotlib.figure import Figure
 
     height, width = rows[0][0].shape[1:]
     scale = _CELL / max(height, width)
     size = (
-        (width * scale + 0.12) * len(names),
-        (height * scale + 0.32) * len(rows) + (0.75 if title else 0.3),
+        (max(width * scale, _NARROWEST) + 0.12) * len(names),
+        sum(height * scale + room + 0.1 + 0.18 * _lines(texts) for texts in labels)
+        + (0.6 if title else 0.15)
+        + (0.25 if note else 0.0)
+        + 0.2 * _lines(names),
     )
     figure = Figure(figsize=size, dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
@@ -579,6 +874,8 @@ def _draw_grid(
         figure.suptitle(
             title, fontsize=_LARGE, color=_INK, fontweight="bold", parse_math=False
         )
+    if note:
+        figure.supxlabel(note, fontsize=_SMALL, color=_INK)
     grid = figure.subplots(len(rows), len(names), squeeze=False)
     for line, (pictures, texts) in enumerate(zip(rows, labels, strict=True)):
         for column, axes in enumerate(grid[line]):
@@ -590,4 +887,10 @@ def _draw_grid(
             axes.xaxis.label.set_parse_math(False)
             if line == 0:
                 axes.set_title(names[column], fontsize=_MEDIUM, color=_INK)
+                axes.title.set_parse_math(False)
     return figure
+
+
+def _lines(texts: Sequence[str]) -> int:
+    """Of the tallest of some captions; none where all are empty."""
+    return max(len(text.splitlines()) for text in texts)

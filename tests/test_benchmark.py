@@ -20,6 +20,7 @@ from captum_extremal.benchmark import (
     Rank,
     Row,
     class_names,
+    compare,
     difficult_classes,
     explainer,
     imagenet_indices,
@@ -293,6 +294,63 @@ def test_extremal_keeps_the_bright_corner_and_its_curve():
     assert found.curve["areas"] == [0.05, 0.1]
     assert len(found.curve["scores"]) == 2
     assert found.curve["input_score"][0] == pytest.approx(4 * 64 / 32**2)
+
+
+def test_compare_gives_the_maps_of_each_method():
+    model, inputs = small(nn.ReLU), torch.rand(2, 3, 28, 28)
+    options = Options(areas=(0.1,), steps=2, layer="conv")
+    names = ["occlusion", "extremal", "grad-cam", "ig"]
+    target = torch.tensor([0, 1])
+    maps = compare(model, inputs, target, names, options)
+    assert list(maps) == names
+    for name, values in maps.items():
+        alone = explainer(name, model, options)(inputs, target).saliency
+        assert torch.equal(values, alone), name
+    options = Options(areas=(0.3,), steps=2)
+    other = compare(model, inputs, target, ["extremal"], options)
+    assert not torch.equal(other["extremal"], maps["extremal"])
+    assert list(compare(model, inputs[:1], 0, options=Options(steps=1))) == [
+        "extremal", "grad-cam", "ig", "occlusion"
+    ]  # fmt: skip
+
+
+def test_compare_takes_one_target_or_one_for_each():
+    model, inputs = small(nn.ReLU), torch.rand(2, 3, 8, 8)
+    one, both, mixed = (
+        compare(model, inputs, target, ["ig"])["ig"] for target in (1, [1, 1], (0, 1))
+    )
+    assert torch.equal(one, both)
+    assert torch.equal(mixed[1], one[1])
+    assert not torch.equal(mixed[0], one[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": []}, "methods must name at least one method, got none"),
+        ({"methods": ["ig", "lime"]}, "method must be 'centre' or .*, got 'lime'"),
+        (
+            {"inputs": torch.rand(3, 8, 8)},
+            r"inputs must have shape \(N, C, H, W\), non",
+        ),
+        (
+            {"target": [0, 1, 1]},
+            "target must be one index, or one for each of 2 inputs",
+        ),
+        ({"target": 0.5}, "target must be one index, .*, got 0.5"),
+        ({"options": Options(layer="x")}, "layer must name a module of the model, got"),
+    ],
+)
+def test_compare_checks_before_any_work(changes, message):
+    def forward(*_):
+        pytest.fail("the model ran")
+
+    model = small(nn.ReLU)
+    model.register_forward_pre_hook(forward)
+    arguments = {"inputs": torch.rand(2, 3, 8, 8), "target": 0}
+    arguments |= {"methods": ["ig", "grad-cam"]} | changes
+    with pytest.raises(ValueError, match=message):
+        compare(model, **arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "occlusion"])

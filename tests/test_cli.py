@@ -14,10 +14,13 @@ from PIL import Image
 from torchvision.models import get_model
 
 import captum_extremal
+from captum_extremal.benchmark import Options, compare
 from captum_extremal.cli import DEMO_PICTURES, _Found, _table, _View, main
 from captum_extremal.models import load_model
 from captum_extremal.perturbations import BlurPerturbation, apply_mask
+from captum_extremal.report import to_html
 from captum_extremal.result import ExtremalResult
+from captum_extremal.visualization import plot_methods
 
 CLASSES = 3
 SIZE = 32
@@ -192,6 +195,83 @@ def test_the_page_shows_the_picture_and_the_saved_scores(run, tmp_path, folder):
         loaded = load_model("torchvision:squeezenet1_1", folder / "weights.pt")
         image, _ = loaded.preprocess.with_size(SIZE)(photo)
     np.testing.assert_allclose(shown, image.movedim(0, -1).numpy(), atol=0.003)
+
+
+def embedded(page, caption):
+    """The picture with this caption, (H, W, 3) in [0, 1]."""
+    pattern = r'<img class="other[^>]* src="data:image/\w+;base64,([^"]+)"[^>]*>'
+    found = re.search(rf"{pattern}<figcaption>{caption}</figcaption>", page)
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as file:
+        return np.asarray(file.convert("RGB")) / 255
+
+
+def test_compare_puts_other_methods_on_the_page_and_in_a_figure(run, tmp_path, folder):
+    done = run(
+        "--areas=0.1", "--compare=occlusion, ig", "--html=page.html", "--target=1"
+    )
+    assert done.exit_code == 0, done.output
+    assert "wrote photo-extremal-methods.png" in done.stdout
+    with Image.open(tmp_path / "photo-extremal-methods.png") as figure:
+        assert figure.width > 2.5 * figure.height  # four pictures in a row
+    page = (tmp_path / "page.html").read_text("utf-8")
+    captions = re.findall("<figcaption>([^<]+)</figcaption>", page)
+    assert captions[-3:] == ["mean of the masks", "occlusion", "ig"]
+    loaded = load_model("torchvision:squeezenet1_1", folder / "weights.pt")
+    with Image.open(folder / "photo.png") as photo:
+        image, inputs = loaded.preprocess.with_size(SIZE)(photo)
+    maps = compare(loaded.model, inputs[None], 1, ["occlusion", "ig"])
+    expected = to_html(
+        ExtremalResult(
+            masks=torch.zeros(1, 1, 1, SIZE, SIZE),
+            areas=(0.1,),
+            scores=torch.zeros(1, 1),
+            complement_scores=torch.zeros(1, 1),
+            input_score=torch.zeros(1),
+            perturbed_score=torch.zeros(1),
+        ),
+        images=image[None],
+        others=maps,
+    )
+    for name in maps:
+        shown = embedded(page, name)
+        np.testing.assert_allclose(shown, embedded(expected, name), atol=0.01)
+
+
+def test_the_figure_of_a_comparison_shows_masks_and_maps(run, monkeypatch):
+    drawn = {}
+
+    def note(images, attributions, **others):
+        drawn.update(others, images=images, attributions=attributions)
+        return plot_methods(images, attributions, **others)
+
+    monkeypatch.setattr("captum_extremal.cli.plot_methods", note)
+    done = run("--areas=0.1,0.3", "--compare=ig,gradient", "--output=a.jpg")
+    assert "wrote a-methods.jpg" in done.stdout
+    assert list(drawn["attributions"]) == ["ig", "gradient"]
+    assert drawn["masks"]["extremal"].areas == (0.1, 0.3)
+    assert drawn["captions"] == [re.search(r"class \d", done.stdout)[0]]
+
+
+def test_compared_methods_have_the_options_of_the_search(run, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "captum_extremal.cli.compare",
+        lambda *args: given.append(args) or {"ig": torch.zeros(1, 1, SIZE, SIZE)},
+    )
+    run("--areas=0.2", "--compare=ig", "--seed=5", "--game=deletion", "--target=2")
+    ((_, inputs, target, methods, options),) = given
+    assert inputs.shape == (1, 3, SIZE, SIZE)
+    assert (target.tolist(), methods) == ([2], ("ig",))
+    assert options == Options(areas=(0.2,), game="deletion", seed=5)
+
+
+def test_a_model_that_a_compared_method_cannot_take(run, monkeypatch):
+    def fail(*args):
+        raise ValueError("model must have ReLU modules")
+
+    monkeypatch.setattr("captum_extremal.cli.compare", fail)
+    line = error_line(run("--compare=guided-backprop"))
+    assert line == "--compare: model must have ReLU modules"
 
 
 def test_no_page_unless_asked_for(run, tmp_path):
@@ -394,6 +474,8 @@ ERRORS = {
     "--target=3": "target must lie in 0..2, got 3",
     "--target=-1": "target must lie in 0..2, got -1",
     "--target=cat": "target must be an index in 0..2, as the names of this model's cl",
+    "--compare=lime": "--compare: method must be 'centre' or 'gradient' or",
+    "--compare=": "--compare: method must be 'centre' or 'gradient' or",
     "--game=chess": "Invalid value for '--game': 'chess' is not one of",
     "--perturbation=x": "Invalid value for '--perturbation': 'x' is not one of",
     "--seed=x": "Invalid value for '--seed': 'x' is not a valid integer",
@@ -470,6 +552,8 @@ def test_masks_and_figure_are_two_files(run, folder, tmp_path):
     assert line.startswith("--save must not be the same file as IMAGE")
     line = error_line(run("--save=one.html", f"--html={tmp_path / 'one.html'}"))
     assert line.startswith("--html must not be the same file as --save")
+    line = error_line(run("--compare=ig", "--save=photo-extremal-methods.png"))
+    assert line.startswith("--save must not be the same file as --compare")
 
 
 def test_a_float_picture_is_refused_rather_than_shown_black(run, folder):
@@ -568,3 +652,8 @@ def test_demo_of_one_picture(tmp_path):
     done = CliRunner().invoke(main, [*args, "--picture=chelsea"])
     assert done.exit_code == 0, done.output
     assert [path.name for path in tmp_path.iterdir()] == ["chelsea.png"]
+    args += ["--picture=chelsea", "--picture=camera", "--compare=grad-cam"]
+    done = CliRunner().invoke(main, args)
+    assert f"wrote {tmp_path / 'methods.png'}" in done.stdout
+    with Image.open(tmp_path / "methods.png") as figure:
+        assert 1.2 < figure.width / figure.height < 1.6  # two rows of three pictures

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from captum_extremal import ExtremalPerturbation
@@ -185,7 +186,6 @@ def test_normalised_images_are_shown_as_they_were():
 def test_other_methods_stand_beside_the_mean_of_the_masks():
     maps = {"IG": torch.zeros(1, 3, 16, 16), EVIL: torch.rand(1, 1, 4, 4)}
     maps["IG"][0, :, 2, 5] = 1.0
-    maps["IG"][0, :, 9, 9] = -8.0
     images = torch.full((1, 3, 16, 16), 0.5)
     page = Page(to_html(make_result(), images=images, others=maps))
     assert len(page.images("other")) == 3
@@ -193,6 +193,23 @@ def test_other_methods_stand_beside_the_mean_of_the_masks():
     assert np.argwhere(changed).tolist() == [[2, 5]]
     captions = page.texts["figcaption"]
     assert captions[-3:] == ["mean of the masks", "IG", EVIL]
+
+
+def test_a_signed_map_is_red_above_0_and_blue_below():
+    values = torch.zeros(1, 3, 16, 16)
+    values[0, :, 2, 5], values[0, :, 9, 9] = 1.0, -1.0
+    images = torch.full((1, 3, 16, 16), 0.5)
+    result = make_result()
+    text = to_html(result, images=images, others={"IG": values})
+    mean, shown = Page(text).images("other")
+    red, blue = (to_rgb(colour) for colour in ("#C1272D", "#0072B2"))
+    np.testing.assert_allclose(shown[2, 5], red, atol=0.003)
+    np.testing.assert_allclose(shown[9, 9], blue, atol=0.003)
+    np.testing.assert_allclose(shown[0, 0], 0.875, atol=0.003)  # three quarters white
+    assert "red is above 0" in text
+    unsigned = to_html(result, images=images, others={"IG": values.abs()})
+    assert "red is above 0" not in unsigned
+    np.testing.assert_allclose(Page(unsigned).images("other")[0], mean)
 
 
 def test_a_single_large_value_does_not_hide_a_map():

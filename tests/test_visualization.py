@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from captum.attr._utils.visualization import _normalize_attr
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from captum_extremal.channel_result import ChannelResult
@@ -20,9 +21,12 @@ from captum_extremal.visualization import (
     denormalize,
     overlay_mask,
     overlay_saliency,
+    overlay_signed,
+    plot_area_growth,
     plot_channels,
     plot_class_channels,
     plot_comparison,
+    plot_methods,
     plot_result,
 )
 
@@ -536,3 +540,279 @@ def test_channels_that_do_not_fit(options, message):
     options = {"examples": [torch.rand(2, 3, 8, 8)]} | options
     with pytest.raises(ValueError, match=message):
         plot_class_channels(torch.rand(1, 3, 8, 8), **options)
+
+
+# --- methods side by side (Fig. 2) ---
+
+
+def rows_of(figure, num_images):
+    return np.array(figure.axes).reshape(num_images, -1)
+
+
+def test_a_signed_overlay_is_red_above_0_and_blue_below(image):
+    saliency = torch.zeros(1, HEIGHT, WIDTH)
+    saliency[0, 0, 0], saliency[0, 1, 1], saliency[0, 2, 2] = 4.0, -2.0, -4.0
+    shown = overlay_signed(image, saliency)
+    pale = (0.75 + 0.25 * image.mean(dim=0)).expand(3, -1, -1)
+    expected = pale.clone()
+    red, blue = (torch.tensor(to_rgb(colour)) for colour in (PERTURBED, PRESERVED))
+    expected[:, 0, 0] = red
+    expected[:, 1, 1] = 0.5 * pale[:, 1, 1] + 0.5 * blue
+    expected[:, 2, 2] = blue
+    torch.testing.assert_close(shown, expected)
+    assert torch.equal(overlay_signed(image, 0 * saliency), pale)
+
+
+def test_a_signed_overlay_of_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"saliency must have shape \(1, 4, 4\), got"):
+        overlay_signed(torch.rand(3, 4, 4), torch.rand(1, 4, 5))
+
+
+def test_methods_stand_in_columns_and_images_in_rows(image):
+    images = torch.stack([image, image.flip(1)])
+    signed, positive = torch.randn(2, 3, HEIGHT, WIDTH), torch.rand(2, 1, 2, 2)
+    maps = {"ig": signed, "grad-cam": positive}
+    figure = plot_methods(
+        images, maps, captions=["a $1", "b"], title="Fig. 2", outlier_perc=0
+    )
+    axes = rows_of(figure, 2)
+    assert [ax.get_title() for ax in axes[0]] == ["input", "ig", "grad-cam"]
+    assert [ax.get_xlabel() for ax in axes[:, 0]] == ["a $1", "b"]
+    assert figure.get_suptitle() == "Fig. 2"
+    assert figure.get_supxlabel() == "red: above 0, blue: below 0"
+    large = torch.nn.functional.interpolate(positive, (HEIGHT, WIDTH), mode="bilinear")
+    for row in range(2):
+        expected = (
+            images[row],
+            overlay_signed(images[row], signed[row].sum(dim=0, keepdim=True)),
+            overlay_saliency(images[row], large[row]),
+        )
+        for ax, picture in zip(axes[row], expected, strict=True):
+            torch.testing.assert_close(pixels(ax), as_shown(picture))
+    figure.canvas.draw()
+
+
+def test_a_method_is_signed_if_one_of_its_maps_is():
+    images, maps = torch.full((2, 1, 4, 4), 0.5), torch.ones(2, 1, 4, 4)
+    assert plot_methods(images, {"m": maps}).get_supxlabel() == ""
+    maps[1, 0, 0, 0] = -1
+    figure = plot_methods(images, {"m": maps})
+    assert figure.get_supxlabel() == "red: above 0, blue: below 0"
+    expected = overlay_signed(images[0], maps[0])  # without a negative value itself
+    torch.testing.assert_close(pixels(rows_of(figure, 2)[0, 1]), as_shown(expected))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_outliers_are_cut_as_captum_cuts_them(sign):
+    values = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(3)).abs()
+    values[0, 0, 0, 0] = 9.0
+    values[0, 0, 1] *= sign
+    image = torch.zeros(1, 3, 8, 8)
+    shown = {}
+    for percent in (2, 20):
+        captum = _normalize_attr(
+            values[0, 0].numpy(), "all" if sign < 0 else "positive", percent
+        )
+        overlay = overlay_signed if sign < 0 else overlay_saliency
+        expected = overlay(image[0], torch.from_numpy(captum)[None])
+        figure = plot_methods(image, {"m": values}, outlier_perc=percent)
+        shown[percent] = pixels(figure.axes[1])
+        torch.testing.assert_close(shown[percent], as_shown(expected))
+    assert not torch.equal(shown[2], shown[20])
+    default = plot_methods(image, {"m": values})
+    assert torch.equal(pixels(default.axes[1]), shown[2])
+
+
+def test_a_constant_zero_map_is_the_image(image):
+    figure = plot_methods(image[None], {"m": torch.zeros(1, 1, HEIGHT, WIDTH)})
+    expected = image.expand(3, -1, -1)
+    torch.testing.assert_close(pixels(figure.axes[1]), as_shown(expected))
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_masks_show_what_they_keep_and_their_area(image):
+    masks = torch.zeros(1, 1, HEIGHT, WIDTH)
+    masks[..., :3] = 1
+    masks[..., 3] = 0.4  # counts as outside
+    figure = plot_methods(image[None], {}, masks={"left": masks})
+    _, axes = figure.axes
+    assert axes.get_title() == "left"
+    assert texts(axes) == ["37.5 %"]
+    assert len(axes.collections) == 1  # the outline
+    kept = pixels(axes)
+    torch.testing.assert_close(kept[:, :3], as_shown(image)[:, :3])
+    ghost = 0.25 * image.mean(dim=0, keepdim=True).expand_as(image)
+    torch.testing.assert_close(kept[:, 4:], as_shown(ghost)[:, 4:])
+
+
+def test_of_a_result_the_masks_of_a_star_are_drawn_or_the_largest():
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    figure = plot_methods(images, {}, masks={"extremal": make_result()})
+    axes = rows_of(figure, 2)
+    # Of image 0 the upper half is enough, of image 1 nothing is.
+    assert [texts(ax) for ax in axes[:, 1]] == [["a* = 50 %"], ["75 %"]]
+    shown = pixels(axes[0, 1])
+    torch.testing.assert_close(shown[:3], as_shown(images[0])[:3])
+    assert shown[3:].max() < 0.3
+    shown = pixels(axes[1, 1])
+    torch.testing.assert_close(shown[:, 2:], as_shown(images[1])[:, 2:])
+
+
+def test_long_names_and_captions_are_wrapped():
+    images = torch.rand(1, 3, HEIGHT, WIDTH)
+    name = "a method with quite a long name"
+    figure = plot_methods(images, {name: images}, captions=["class " * 8])
+    assert figure.axes[1].get_title() == "a method with quite a\nlong name"
+    assert figure.axes[0].get_xlabel().count("\n") == 1
+    short = plot_methods(images, {"m": images}, captions=["class"])
+    assert figure.get_figheight() > short.get_figheight()
+
+
+METHODS_ERRORS = [
+    ({"images": torch.rand(3, 8, 8)}, ValueError, "images must have shape"),
+    ({"attributions": {}}, ValueError, "attributions must hold at least one method"),
+    ({"attributions": torch.rand(1, 1, 8, 8)}, TypeError, "attributions must be a dic"),
+    (
+        {"attributions": {"a": torch.rand(2, 1, 8, 8)}},
+        ValueError,
+        r"attributions\['a'\] must have shape \(1, C, H, W\), got \(2, 1, 8, 8\)",
+    ),
+    (
+        {"attributions": {"a": torch.full((1, 1, 8, 8), torch.nan)}},
+        ValueError,
+        r"attributions\['a'\] must be finite, got NaN or infinity",
+    ),
+    ({"masks": torch.rand(1, 1, 8, 8)}, TypeError, "masks must be a dict of masks by"),
+    (
+        {"masks": {"a": torch.rand(1, 1, 4, 4)}},
+        ValueError,
+        r"masks\['a'\] must have shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)",
+    ),
+    (
+        {"masks": {"a": make_result()}},
+        ValueError,
+        "images must be those of the result, 2, got 1",
+    ),
+    ({"captions": []}, ValueError, "captions must be one for each of 1 images, got 0"),
+    (
+        {"outlier_perc": 100},
+        ValueError,
+        r"outlier_perc must lie in \[0, 100\), got 100",
+    ),
+    ({"outlier_perc": -1}, ValueError, r"outlier_perc must lie in \[0, 100\), got -1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), METHODS_ERRORS)
+def test_methods_that_cannot_be_drawn(changes, error, message):
+    images = torch.rand(1, 3, 8, 8)
+    arguments = {"images": images, "attributions": {"a": images}} | changes
+    with pytest.raises(error, match=message):
+        plot_methods(**arguments)
+
+
+# --- area growth (Fig. 5) ---
+
+
+def bars_of(axes):
+    """Lengths of the bars below a picture, and where the line of the input stands."""
+    return [
+        (bar.patches[0].get_width(), bar.lines[0].get_xdata()[0], bar.get_xlim())
+        for bar in axes.child_axes
+    ]
+
+
+def test_area_growth_shows_what_is_kept_and_fractions_of_the_score():
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    figure = plot_area_growth(
+        images, make_result(), captions=["a", "b"], title="Fig. 5"
+    )
+    axes = rows_of(figure, 2)
+    titles = ["input", "25 %", "50 %", "75 %"]
+    assert [ax.get_title() for ax in axes[0]] == titles
+    labels = ["a", "40 %", "a*: 120 %", "200 %"]
+    assert [ax.get_xlabel() for ax in axes[0]] == labels
+    assert [ax.get_xlabel() for ax in axes[1]] == ["b", "6 %", "7 %", "8 %"]
+    lengths = [bars_of(ax)[0][0] for ax in axes[0, 1:]]
+    assert lengths == pytest.approx([0.4, 1.2, 2.0])
+    assert bars_of(axes[0, 1])[0][1:] == (1, (0, 1.25))  # where it saturates
+    assert bars_of(axes[0, 0]) == []
+    shown = pixels(axes[1, 1])
+    torch.testing.assert_close(shown[:, :2], as_shown(images[1])[:, :2])
+    assert shown[:, 2:].max() < 0.3
+    assert all(len(ax.collections) == 1 for ax in axes[:, 1:].flat)
+    assert figure.get_suptitle() == "Fig. 5"
+    assert "line: the input's" in figure.get_supxlabel()
+    figure.canvas.draw()
+
+
+def test_area_growth_frames_a_star():
+    axes = rows_of(plot_area_growth(torch.rand(2, 1, HEIGHT, WIDTH), make_result()), 2)
+    framed = [
+        [to_hex(ax.spines["left"].get_edgecolor()) == UNTOUCHED.lower() for ax in row]
+        for row in axes
+    ]
+    assert framed == [[False, False, True, False], [False] * 4]
+
+
+def test_areas_grow_whatever_their_order():
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    result, order = make_result(), [2, 0, 1]
+    shuffled = make_result(
+        masks=result.masks[:, order],
+        areas=tuple(result.areas[place] for place in order),
+        scores=result.scores[:, order],
+        complement_scores=result.complement_scores[:, order],
+    )
+    first, second = (plot_area_growth(images, one) for one in (result, shuffled))
+    for one, other in zip(first.axes, second.axes, strict=True):
+        assert one.get_xlabel() == other.get_xlabel()
+        assert torch.equal(pixels(one), pixels(other))
+
+
+def test_without_a_positive_score_of_the_input_there_are_no_fractions():
+    result = make_result(input_score=torch.tensor([0.0, 2.0]))
+    axes = rows_of(plot_area_growth(torch.rand(2, 3, HEIGHT, WIDTH), result), 2)
+    labels = ["", "a*: score 1.00", "score 3.00", "score 5.00"]
+    assert [ax.get_xlabel() for ax in axes[0]] == labels
+    assert [len(bars_of(ax)) for ax in axes[:, 1]] == [0, 1]
+    result = make_result(input_score=torch.tensor([-1.0, -2.0]))
+    assert (
+        plot_area_growth(torch.rand(2, 3, HEIGHT, WIDTH), result).get_supxlabel() == ""
+    )
+
+
+@pytest.mark.parametrize("size", [(20, 60), (60, 20), (40, 40)])
+def test_bars_lie_between_their_picture_and_its_number(size):
+    masks = torch.zeros(2, 3, 1, *size)
+    masks[..., :5] = 1
+    figure = plot_area_growth(torch.rand(2, 3, *size), make_result(masks=masks))
+    figure.canvas.draw()
+    for axes in rows_of(figure, 2)[:, 1:].flat:
+        (bar,) = axes.child_axes
+        assert axes.bbox.y0 > bar.bbox.y1
+        assert bar.bbox.y0 > axes.xaxis.label.get_window_extent().y1
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "message"),
+    [
+        ((1, 3, HEIGHT, WIDTH), None, "images must be those of the result, 2, got 1"),
+        ((2, 3, HEIGHT, 3), None, "image must have the size of the masks"),
+        ((2, 2, HEIGHT, WIDTH), None, r"images must have shape \(N, 1 or 3, H, W\)"),
+        ((2, 3, HEIGHT, WIDTH), ["a"], "captions must be one for each of 2 images"),
+    ],
+)
+def test_area_growth_of_what_does_not_fit(images, captions, message):
+    with pytest.raises(ValueError, match=message):
+        plot_area_growth(torch.rand(images), make_result(), captions=captions)
+
+
+def test_area_growth_of_a_tuple_of_masks():
+    result = make_result()
+    result = dataclasses.replace(result, masks=(result.masks,))
+    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
+        plot_area_growth(torch.rand(2, 3, HEIGHT, WIDTH), result)

@@ -5,6 +5,7 @@ and `methods` (what to attribute, and how) -> `runner` (a row for each image, cl
 method) -> `store` (SQLite) -> `report` (the paper's table). `processes` shares the
 images among ranks, `pairs` reads lists of pairs, `relus` prepares models. Beside it
 stand two analyses of the paper: `monotonicity` (Sec. 4.3), `randomisation` (Fig. 7).
+`compare` gives the maps of several methods for inputs of your own.
 """
 
 from captum_extremal.benchmark.datasets import (
@@ -14,7 +15,13 @@ from captum_extremal.benchmark.datasets import (
     difficult_classes,
     open_images,
 )
-from captum_extremal.benchmark.methods import METHODS, Explained, Options, explainer
+from captum_extremal.benchmark.methods import (
+    METHODS,
+    Explained,
+    Options,
+    compare,
+    explainer,
+)
 from captum_extremal.benchmark.monotonicity import Monotonicity, monotonicity
 from captum_extremal.benchmark.pairs import Pair, read_pairs
 from captum_extremal.benchmark.processes import Rank, local_device, processes
@@ -45,6 +52,7 @@ __all__ = [
     "Report",
     "Row",
     "class_names",
+    "compare",
     "difficult_classes",
     "explainer",
     "imagenet_indices",

@@ -159,6 +159,61 @@ def explainer(name: str, model: nn.Module, options: Options | None = None) -> Ex
     return METHODS[name].build(model, Options() if options is None else options)
 
 
+def compare(
+    model: nn.Module,
+    inputs: Tensor,
+    target: int | Sequence[int] | Tensor,
+    methods: Sequence[str] = ("extremal", "grad-cam", "ig", "occlusion"),
+    options: Options | None = None,
+) -> dict[str, Tensor]:
+    """Maps of several methods for the same inputs, ready to be drawn side by side.
+
+    `captum_extremal.visualization.plot_methods` draws them, ``result.to_html(...,
+    others=...)`` shows them on a page.
+
+    Args:
+        model: As in `explainer`.
+        inputs: (N, 3, H, W), as the model takes them.
+        target: The output to attribute, one for all inputs or one for each.
+        methods: Keys of `METHODS`; what each computes stands at the top of this module.
+        options: None for the defaults.
+
+    Returns:
+        Name of the method -> saliency (N, 1, H, W), in the order of ``methods``; of ig
+        and occlusion it is signed.
+
+    Raises:
+        ValueError: If a name is unknown or there is none, or the inputs, the target,
+            the model or the layer do not fit a method.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+        >>> maps = compare(model, torch.rand(1, 3, 4, 4), 1, ["gradient", "ig"])
+        >>> {name: tuple(values.shape) for name, values in maps.items()}
+        {'gradient': (1, 1, 4, 4), 'ig': (1, 1, 4, 4)}
+    """
+    names = names_of(methods)
+    if inputs.dim() != 4 or 0 in inputs.shape:
+        raise ValueError(
+            "inputs must have shape (N, C, H, W), none of them 0, got "
+            f"{tuple(inputs.shape)}"
+        )
+    targets = _target_for_each(target, inputs)
+    explain = {name: explainer(name, model, options) for name in names}
+    return {name: explain[name](inputs, targets).saliency for name in names}
+
+
+def _target_for_each(target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+    targets = torch.as_tensor(target, device=inputs.device)
+    count = len(inputs)
+    if targets.is_floating_point() or targets.shape not in ((), (1,), (count,)):
+        raise ValueError(
+            f"target must be one index, or one for each of {count} inputs, got {target}"
+        )
+    return targets.expand(count)
+
+
 def settings_of(name: str, options: Options) -> dict[str, Any]:
     """The options that matter to a method, in a form that JSON can hold.
 

@@ -19,10 +19,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from captum_extremal import _files
-from captum_extremal._pictures import denormalize, overlay_saliency
+from captum_extremal._pictures import (
+    check_attributions,
+    denormalize,
+    map_of,
+    overlay_saliency,
+    overlay_signed,
+    without_outliers,
+)
 from captum_extremal.report import curve
 from captum_extremal.report.curve import Scores, percent
 from captum_extremal.report.embed import SMALL, data_uri, fitted, kept_and_removed
@@ -108,7 +114,8 @@ def to_html(
         label: The name of the target, for texts such as "score of tripod".
         others: Attributions of other methods for the same images, by name, (N, C, H, W)
             as Captum returns them; smaller ones, as of Grad-CAM, are enlarged. They are
-            summed over their channels and shown where positive.
+            summed over their channels; those with values below 0 are drawn in red
+            (above) and blue (below) on grey.
 
     Returns:
         The page. The same arguments give the same page, character by character.
@@ -309,34 +316,15 @@ def _scores_of(result: Result, index: int, order: Sequence[int]) -> Scores:
 def _others_of(
     others: Mapping[str, Tensor], num_images: int, index: int, image: Tensor | None
 ) -> dict[str, Tensor]:
-    if not isinstance(others, Mapping):
-        raise TypeError(
-            f"others must be a dict of attributions by name, got "
-            f"{type(others).__name__}"
-        )
-    if others and image is None:
+    check_attributions("others", others, num_images)
+    if not others:
+        return {}
+    if image is None:
         raise ValueError("others must come with images to be shown on, got none")
-    found = {}
-    for name, maps in others.items():
-        if (
-            not isinstance(maps, Tensor)
-            or maps.dim() != 4
-            or len(maps) != num_images
-            or 0 in maps.shape
-        ):
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps)
-            raise ValueError(
-                f"others[{name!r}] must have shape ({num_images}, C, H, W), got {got}"
-            )
-        assert image is not None
-        total = maps[index].detach().float().cpu().sum(dim=0, keepdim=True)
-        if not total.isfinite().all():
-            raise ValueError(f"others[{name!r}] must be finite, got NaN or infinity")
-        size = tuple(image.shape[1:])
-        if tuple(total.shape[1:]) != size:
-            total = F.interpolate(total[None], size, mode="bilinear")[0]
-        found[name] = total
-    return found
+    return {
+        name: map_of(f"others[{name!r}]", maps[index], image.shape[1:])
+        for name, maps in others.items()
+    }
 
 
 # --- the document ---
@@ -540,24 +528,20 @@ def _others(content: _Content) -> Iterator[str]:
     if content.image is None or content.masks is None:
         return
     maps = {"mean of the masks": content.masks.mean(dim=0)}
+    maps |= {name: without_outliers(values) for name, values in content.others.items()}
+    signed = {name for name, values in maps.items() if (values < 0).any()}
     yield "<section>"
     yield f"<h2>{'Beside other methods' if content.others else 'Attribution'}</h2>"
+    if signed:
+        yield '<p class="quiet">On grey, red is above 0 and blue below.</p>'
     yield '<div class="others">'
-    maps |= {name: _without_outliers(values) for name, values in content.others.items()}
     for name, values in maps.items():
-        shown = overlay_saliency(content.image.expand(3, -1, -1), fitted(values))
+        overlay = overlay_signed if name in signed else overlay_saliency
+        shown = overlay(content.image.expand(3, -1, -1), fitted(values))
         picture = _img(shown, "other", f"Where the picture counts: {name}")
         yield f"<figure>{picture}<figcaption>{escape(name)}</figcaption></figure>"
     yield "</div>"
     yield "</section>"
-
-
-def _without_outliers(values: Tensor) -> Tensor:
-    """Cut what lies above 98 % of the positive sum, as Captum's pictures do."""
-    ordered = values.clamp(min=0).flatten().sort().values
-    total = ordered.double().cumsum(dim=0)
-    place = int((total < 0.98 * total[-1]).sum())
-    return values.clamp(max=float(ordered[min(place, len(ordered) - 1)]))
 
 
 def _settings(content: _Content) -> Iterator[str]:

@@ -1,10 +1,15 @@
-"""Two analyses of the paper: monotonic evidence (Sec. 4.3), the sanity check (Fig. 7).
+"""Analyses of the paper: evidence (Sec. 4.3), sanity (Fig. 7), masks of 2017 (Fig. 6).
 
     python benchmarks/analyses.py monotonicity --images 60
     python benchmarks/analyses.py sanity --images 5
+    python benchmarks/analyses.py masks
 
-Both take images of ``$CAPTUM_EXTREMAL_DATA/imagenet_mini`` and EfficientNet-Lite0, one
-after the other, keep what is known of each image in a JSON file below
+`masks` draws ``docs/images/meaningful.jpg``, masks of Fong and Vedaldi (2017) for three
+weights of their size beside extremal ones of three areas on pictures of scikit-image,
+and prints what the network scores on as many pixels of either.
+
+The others take images of ``$CAPTUM_EXTREMAL_DATA/imagenet_mini``, one after the other
+(all use EfficientNet-Lite0), keep what is known of each image in a JSON file below
 ``benchmarks/results`` and go on from there. `monotonicity` prints the share of images
 whose score never falls as the area grows below a*; the paper has 98.45 % with VGG16.
 `sanity` draws ``docs/images/sanity.png``: the rank correlation of each method's map
@@ -21,6 +26,7 @@ from typing import Any
 
 import click
 import measuring
+import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,11 +41,16 @@ from captum_extremal.benchmark import (
     sanity_check,
 )
 from captum_extremal.benchmark.monotonicity import EVIDENCE_AREAS
+from captum_extremal.level_sets import largest
 from captum_extremal.models import LoadedModel, load_model
+from captum_extremal.peers import MeaningfulPerturbation
+from captum_extremal.visualization import plot_methods
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-FIGURE = HERE.parent / "docs" / "images" / "sanity.png"
+FIGURES = HERE.parent / "docs" / "images"
+AREAS = (0.05, 0.1, 0.2)
+SIZE_WEIGHTS = (1e-5, 1e-4, 1e-3)  # lambda_1; the published one is in the middle
 METHODS = "extremal,ig,occlusion,guided-backprop"
 # EfficientNet-Lite0's parts from the output down, as many as a figure can tell apart.
 LAYERS = (
@@ -134,7 +145,10 @@ def monotonicity_command(results: Path, count: int, steps: int | None) -> None:
 @click.option("--methods", default=METHODS, show_default=True)
 @click.option("--steps", type=int, help="Of the solver.  [default: its own]")
 @click.option(
-    "--figure", type=click.Path(path_type=Path), default=FIGURE, show_default=True
+    "--figure",
+    type=click.Path(path_type=Path),
+    default=FIGURES / "sanity.png",
+    show_default=True,
 )
 @click.pass_obj
 def sanity(
@@ -180,6 +194,69 @@ def sanity(
             + f"  chance {unrelated[method]:.2f}"
         )
     click.echo(f"wrote {figure}")
+
+
+@main.command()
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path),
+    default=FIGURES / "meaningful.jpg",
+    show_default=True,
+)
+def masks(figure: Path) -> None:
+    """Masks of 2017 beside extremal ones: the figure, and scores at equal areas."""
+    loaded = load_model("demo")
+    method = ExtremalPerturbation(loaded.model)
+    published = MeaningfulPerturbation(lambda x: loaded.model(x).softmax(dim=1))
+    images, columns, captions = [], {}, []
+    click.echo(
+        f"{'picture':<10}{'masks':<16}{'area':>6}"
+        + "".join(f"{f'score at {area:g}':>15}" for area in AREAS)
+    )
+    for name in ("coffee", "camera", "chelsea"):
+        picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        image, inputs = loaded.preprocess(picture)
+        inputs = inputs[None]
+        target = loaded.model(inputs).argmax(dim=1)
+        found = method.optimize(inputs, target, AREAS)
+        rows = {
+            f"{100 * area:g} %": found.masks[0, place]
+            for place, area in enumerate(AREAS)
+        }
+        echo_row(name, "extremal", "", method, inputs, target, found.masks[0])
+        for weight in SIZE_WEIGHTS:
+            label = f"2017, {weight:g}"
+            mask = published.attribute(inputs, target, l1_weight=weight)[0, :1]
+            rows[label] = mask
+            share = f"{100 * float((mask >= 0.5).float().mean()):.1f} %"
+            several = mask.expand(len(AREAS), *mask.shape)
+            echo_row(name, label, share, method, inputs, target, several)
+        images.append(image)
+        captions.append(loaded.labels[int(target)])
+        for label, mask in rows.items():
+            columns.setdefault(label, []).append(mask)
+    stacked = {label: torch.stack(several) for label, several in columns.items()}
+    plot_methods(torch.stack(images), {}, masks=stacked, captions=captions).savefig(
+        figure, pil_kwargs={"quality": 85}
+    )
+    click.echo(f"wrote {figure}")
+
+
+def echo_row(
+    picture: str,
+    label: str,
+    share: str,
+    method: ExtremalPerturbation,
+    inputs: Tensor,
+    target: Tensor,
+    masks: Tensor,
+) -> None:
+    """Scores of the a N highest pixels of a mask (A, 1, H, W) for each area."""
+    counts = [round(area * masks[0].numel()) for area in AREAS]
+    kept = largest(masks[:, 0], counts)[None, :, None].float()
+    scores = method.evaluate(inputs, kept, target)[0].tolist()
+    numbers = "".join(f"{score:>15.2f}" for score in scores)
+    click.echo(f"{picture:<10}{label:<16}{share:>6}{numbers}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from captum_extremal.benchmark import (
     METHODS,
     PAPER_AREAS,
     Options,
+    Pair,
     Plan,
     class_names,
     local_device,
@@ -161,6 +162,8 @@ def benchmark(
         save_maps=save_maps,
     )
     if not plan.names:
+        if pairs is None:
+            raise click.UsageError(f"--root must hold images of {dataset}, got none")
         raise click.UsageError("--pairs must name images of the data set, got none")
     with processes() as rank:
         content = run(plan, output, rank, show_progress=True)
@@ -170,8 +173,12 @@ def benchmark(
                     raise click.UsageError(
                         f"no image could be played, {failure.image}: {failure.error}"
                     )
-                raise click.UsageError("--min-probability leaves no pair")
+                raise click.UsageError(
+                    "no pair could be played: there must be an object of a class that "
+                    "the model knows, and that --min-probability and --pairs leave"
+                )
             _print(report_of(content, min_probability=min_probability), "text")
+            _print_unplayed(plan.unplayed(content))
 
 
 @click.command()
@@ -196,7 +203,24 @@ def report(
     folder: Path, form: Format, measure: Measure, min_probability: float
 ) -> None:
     """The tables of a benchmark in FOLDER, finished or not."""
-    _print(report_of(read(folder), measure, min_probability), form)
+    content = read(folder)
+    if not content.rows and content.failures:
+        first = content.failures[0]
+        raise click.UsageError(
+            f"all {len(content.failures)} failed, the first is {first.image}: "
+            f"{first.error}"
+        )
+    _print(report_of(content, measure, min_probability), form)
+
+
+def _print_unplayed(pairs: list[Pair]) -> None:
+    if pairs:
+        first = f"{pairs[0].image}, {pairs[0].label}"
+        click.echo(
+            f"\n{len(pairs)} of --pairs not played (no such image or object in it, or "
+            f"below --min-probability), the first is {first}",
+            err=True,
+        )
 
 
 def _print(found: Report, form: Format) -> None:

@@ -498,9 +498,9 @@ def test_rows_come_back_and_count_once(tmp_path):
     with writing(tmp_path, 3) as writer:
         writer.configure("c", {"common": COMMON}, listed)  # later
         writer.add(one)
-        writer.fail(Failure("c", "b", "dog", "ig", "has a row by now"))
+        writer.fail("s", Failure("c", "b", "dog", "ig", "has a row by now"))
         writer.add(two)
-        writer.fail(Failure("c", "z", "", "ig", "OSError: broken"))
+        writer.fail("s", Failure("c", "z", "", "ig", "OSError: broken"))
     content = read(tmp_path)
     assert content.rows == {one.key: one, two.key: two}
     assert content.done == {("s", "c", "a")}
@@ -510,24 +510,38 @@ def test_rows_come_back_and_count_once(tmp_path):
 
 
 def test_a_failure_stands_until_its_image_is_dealt_with(tmp_path):
-    """Not until another class of the image, or another method, has a row."""
+    """Not until another class of it, another method or another choice of pairs is."""
+    failed = Failure("c", "a", "dog", "ig", "no dogs")
+    with writing(tmp_path, 1) as writer:
+        writer.configure("c", {"common": COMMON}, None)
+        writer.fail("s", failed)
+        writer.add(row("a", "cat", 1.0))
+        writer.finish("s", ["d"], "a")
+        writer.finish("other pairs", ["c"], "a")
+    assert read(tmp_path).failures == [failed]
+    with writing(tmp_path, 0) as writer:  # the rank that mends it is another one
+        writer.finish("s", ["c"], "a")
+    assert read(tmp_path).failures == []
+    with writing(tmp_path, 0) as writer:
+        writer.fail("s", failed)
+    assert read(tmp_path).failures == [failed]
+
+
+@pytest.mark.parametrize("sign", ["done", "a pair fails"])
+def test_an_image_that_could_not_be_read_is_mended_when_it_was(tmp_path, sign):
     unread, failed = (
         Failure("c", "a", "", "ig", "1"),
         Failure("c", "a", "dog", "ig", "2"),
     )
     with writing(tmp_path, 1) as writer:
-        writer.configure("c", {"common": COMMON}, None)
-        writer.fail(unread)
-        writer.fail(failed)
-        writer.add(row("a", "cat", 1.0))
-        writer.finish("s", ["d"], "a")
-    assert read(tmp_path).failures == [unread, failed]
-    with writing(tmp_path, 0) as writer:  # the rank that mends it is another one
-        writer.finish("t", ["c"], "a")
-    assert read(tmp_path).failures == []
+        writer.fail("s", unread)
+    assert read(tmp_path).failures == [unread]
     with writing(tmp_path, 0) as writer:
-        writer.fail(failed)
-    assert read(tmp_path).failures == [failed]
+        if sign == "done":
+            writer.finish("other pairs", ["c"], "a")
+        else:
+            writer.fail("s", failed)
+    assert read(tmp_path).failures == ([] if sign == "done" else [failed])
 
 
 def test_a_file_of_something_else(tmp_path):
@@ -569,6 +583,39 @@ def test_a_file_that_is_locked_is_named(tmp_path, monkeypatch):
                 read(tmp_path)
         writer.add(row("b", "dog", 1.0))
     assert len(read(tmp_path).rows) == 2
+
+
+def test_images_of_one_name_are_refused(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = make_coco(tmp_path / "coco")
+    path = root / "annotations/instances_val2014.json"
+    content = json.loads(path.read_text())
+    names = [image["file_name"] for image in content["images"]]
+    content["images"].append(
+        {**content["images"][0], "id": 99, "file_name": "x/" + names[0]}
+    )
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"names of their own, got .* twice"):
+        open_images("coco2014", root)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"instances_val2014\.json must be JSON"):
+        open_images("coco2014", root)
+
+
+def test_a_coco_object_without_a_pixel_is_passed_over(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = make_coco(tmp_path / "coco")
+    path = root / "annotations/instances_val2014.json"
+    before = open_images("coco2014", root)
+    image = before.images[0]
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    content["annotations"].append({**first, "id": 999, "segmentation": []})
+    path.write_text(json.dumps(content))
+    found = open_images("coco2014", root).read(image)
+    assert {name: int(mask.sum()) for name, mask in found.objects.items()} == {
+        name: int(mask.sum()) for name, mask in before.read(image).objects.items()
+    }
 
 
 # --- pairs ---
@@ -737,6 +784,14 @@ def test_the_four_formats():
     assert found.failed == ["z (ig): E: bad"]
     with pytest.raises(ValueError, match="format must be 'text' or 'markdown'"):
         found.render("html")
+
+
+def test_options_are_checked():
+    assert Options(areas=0.05).areas == (0.05,)
+    with pytest.raises(ValueError, match=r"seed must be below 2\*\*63"):
+        Options(seed=2**63)
+    with pytest.raises(ValueError, match="min_probability must"):
+        report(content_of(*ROWS), min_probability=math.nan)
 
 
 def test_no_rows_is_an_error():

@@ -170,3 +170,10 @@ def test_a_map_of_the_model_is_lost_and_one_of_the_image_is_not():
     assert [text.get_text() for text in axes.get_xticklabels()] == [
         "intact", "6", "2", "0",
     ]  # fmt: skip
+
+
+def test_the_band_is_a_standard_error_and_nothing_lies_outside_the_figure():
+    (axes,) = plot_sanity({"ig": {"intact": [1.0, 1.0], "fc": [-0.9, -0.7]}}).axes
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert min(band) == pytest.approx(-0.8 - 0.1)  # 0.1 = 0.1414 / sqrt(2)
+    assert axes.get_ylim()[0] == pytest.approx(-0.95)

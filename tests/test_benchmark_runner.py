@@ -15,11 +15,12 @@ from dataclasses import asdict
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from captum_extremal import LevelSetSolver
-from captum_extremal.benchmark import ImageSet, Plan, read
+from captum_extremal.benchmark import Example, ImageSet, Plan, read, runner
 from captum_extremal.benchmark import run as run_plan
 from captum_extremal.benchmark.pairs import Pair
 from captum_extremal.cli import main
@@ -333,6 +334,66 @@ def test_rows_depend_on_the_normalisation_and_the_solver_but_not_on_an_order():
     assert "sigma_max" in str(of("extremal-paper").settings)
 
 
+@pytest.mark.parametrize("side", [40, 64, 224, 300])
+def test_a_single_high_pixel_is_found_in_an_image_of_any_size(side):
+    """A map that shrinks must not lose it between the pixels that are sampled."""
+    saliency = torch.zeros(1, 1, 224, 224)
+    saliency[0, 0, 111, 61] = 1
+    place = (111.5 / 224 * side, 61.5 / 224 * side)
+    objects = torch.zeros(side, side, dtype=torch.bool)
+    objects[int(place[0]), int(place[1])] = True
+    judged = runner._judge(saliency, objects)
+    assert judged.hit == 1
+    assert abs(judged.row + 0.5 - place[0]) <= 1
+    assert abs(judged.column + 0.5 - place[1]) <= 1
+
+
+def plan_of(model, *images, read=None, **options):
+    images = ImageSet("voc2007", list(images), read)
+    return Plan(images, model, Preprocess(crop=(8, 8)), ("centre",), **options)
+
+
+def classifier():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 20)).eval()
+
+
+def test_a_double_model_and_a_class_that_it_does_not_know(tmp_path):
+    def read(image):
+        mask = torch.ones(8, 8, dtype=torch.bool)
+        picture = Image.new("RGB", (8, 8), "red")
+        return Example(image, picture, {"dog": mask, "dax": mask}, {"dog": 0, "dax": 0})
+
+    content = run_plan(plan_of(classifier().double(), "a", read=read), tmp_path)
+    assert content.failures == []
+    assert [row.label for row in content.rows.values()] == ["dog"]
+
+
+def test_a_digest_takes_all_of_a_state():
+    class Counted(torch.nn.Linear):
+        count = 3
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+    model = Counted(2, 2)
+    before = runner.digest_of(model)
+    assert runner.digest_of(model) == before
+    model.count = 4
+    assert runner.digest_of(model) != before
+
+
+def test_bad_plans():
+    with pytest.raises(ValueError, match="limit must be at least 1, got -1"):
+        plan_of(classifier(), "a", limit=-1)
+    with pytest.raises(
+        ValueError, match=r"images must have names of text, got 'a\\udcff'"
+    ):
+        plan_of(classifier(), "b", "a\udcff")
+
+
 def test_a_model_in_training_mode_is_refused():
     model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Identity().eval())
     images = ImageSet("voc2007", ["a"], read=print)
@@ -369,6 +430,38 @@ def test_an_error_comes_before_any_work(folder, tmp_path, option, text):
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_pairs_that_were_not_played_are_named(run, tmp_path):
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('[["000001", "dog"], ["nope", "cat"], ["000001", "train"]]')
+    done = run(f"--pairs={pairs}", methods="centre")
+    assert "\n2 of --pairs not played" in done.stderr
+    assert done.stderr.endswith("the first is nope, cat\n")
+    pairs.write_text('[["000001", "dog"]]')
+    assert "not played" not in run(f"--pairs={pairs}", methods="centre").stderr
+
+
+def test_nothing_to_play_says_why(folder, tmp_path):
+    def error_of(*more, **places):
+        command = arguments(folder, tmp_path / "out", *more, methods="centre", **places)
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2
+        return done.stderr
+
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('[["000001", "train"]]')
+    assert "no pair could be played: there must be" in error_of(f"--pairs={pairs}")
+    root = make_voc(tmp_path / "none", {})
+    (root / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").write_text("")
+    assert "--root must hold images of voc2007, got none" in error_of(root=root)
+    root = make_voc(tmp_path / "bad", many(1))
+    (file,) = root.glob("VOCdevkit/VOC2007/JPEGImages/*.jpg")
+    file.write_bytes(b"")
+    assert "no image could be played" in error_of(root=root)
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("captum-extremal: all 1 failed, the first is ")
 
 
 def test_a_report_of_nothing(tmp_path):

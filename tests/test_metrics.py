@@ -474,6 +474,7 @@ def test_the_tolerance_of_the_accumulator_counts():
         metric.update(attribution, truth, torch.tensor([0]))
         assert metric.compute()["accuracy"] == accuracy
     assert PointingGame(num_classes=1).tolerance == 15
+    assert not PointingGame(num_classes=1, sync_on_compute=False).sync_on_compute
 
 
 def test_ranks_add_up():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,7 +136,7 @@ def _voc2007(root: Path) -> ImageSet:
     _check_file(root, split, "voc2007")
     # Its constructor pairs each name with two files that it does not open.
     images = VOCDetection(str(root), year="2007", image_set="test", download=False)
-    place = {Path(file).stem: index for index, file in enumerate(images.images)}
+    place = _places(images.images)
 
     def read(image: str) -> Example:
         picture, annotation = images[place[image]]
@@ -171,6 +171,8 @@ def _coco2014(root: Path) -> ImageSet:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports to it
             images = CocoDetection(str(root / "val2014"), str(root / annotations))
+    except ValueError as error:
+        raise ValueError(f"{root / annotations} must be JSON, got {error}") from None
     except ModuleNotFoundError as error:
         if error.name != "pycocotools":
             raise
@@ -179,15 +181,14 @@ def _coco2014(root: Path) -> ImageSet:
         ) from None
     coco = images.coco
     names = {key: category["name"] for key, category in coco.cats.items()}
-    place = {
-        Path(coco.imgs[key]["file_name"]).stem: index
-        for index, key in enumerate(images.ids)
-    }
+    place = _places([coco.imgs[key]["file_name"] for key in images.ids])
 
     def read(image: str) -> Example:
         picture, found = images[place[image]]
         masks: dict[str, Tensor] = {}
         for item in found:
+            if not item["segmentation"]:  # an object without a pixel
+                continue
             mask = torch.from_numpy(coco.annToMask(item)).bool()
             name = names[item["category_id"]]
             masks[name] = masks.get(name, torch.zeros_like(mask)) | mask
@@ -210,6 +211,16 @@ def _example(
     difficult = difficult_classes(seen)
     objects = {name: mask for name, mask in seen.items() if plays[name]}
     return Example(image, picture, objects, {name: difficult[name] for name in objects})
+
+
+def _places(files: Sequence[str]) -> dict[str, int]:
+    """Name of each image -> its place in the list."""
+    places = {Path(file).stem: index for index, file in enumerate(files)}
+    if len(places) < len(files):
+        names = [Path(file).stem for file in files]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"images must have names of their own, got {twice} twice")
+    return places
 
 
 def _check_file(root: Path, file: str, name: str) -> None:

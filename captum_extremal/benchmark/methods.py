@@ -55,6 +55,8 @@ from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbati
 from captum_extremal.rewards import GAMES, Game
 from captum_extremal.solvers import LevelSetSolver, SearchSolver
 
+_SEEDS = 2**63  # of torch.Generator
+
 
 class Explained(NamedTuple):
     """What a method says of N inputs.
@@ -110,9 +112,11 @@ class Options:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_areas(self.areas)
+        object.__setattr__(self, "areas", check_areas(self.areas))
         check_choice("game", self.game, tuple(GAMES))
         check_count("seed", self.seed, minimum=0)
+        if self.seed >= _SEEDS:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.steps is not None:
             check_count("steps", self.steps)
 

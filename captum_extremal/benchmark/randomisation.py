@@ -197,13 +197,15 @@ def plot_sanity(
     figure = Figure(figsize=(width, 4.0), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="#8A8A8A", linewidth=0.8, label="0")
+    lowest = -0.3
     for place, (name, by_layer) in enumerate(correlations.items()):
         values = torch.tensor([list(by_layer[layer]) for layer in layers])
         known = values.isfinite()
-        count = known.sum(dim=1).clamp(min=1)
+        count = known.sum(dim=1)
         mean = values.nanmean(dim=1)
-        spread = (values - mean[:, None]).square().nansum(dim=1) / count
-        error = (spread / count).sqrt()
+        spread = (values - mean[:, None]).square().nansum(dim=1)
+        error = (spread / (count * (count - 1)).clamp(min=1)).sqrt()
+        lowest = min(lowest, float((mean - error).nan_to_num(0).min()))
         style = _STYLES[place % len(_STYLES)]
         places = range(len(layers))
         (line,) = axes.plot(places, mean.tolist(), style, label=name, markersize=4)
@@ -214,7 +216,7 @@ def plot_sanity(
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
     axes.set_ylabel("rank correlation with the intact model's map")
     axes.set_xlabel("randomised down to this layer")
-    axes.set_ylim(-0.35, 1.05)
+    axes.set_ylim(lowest - 0.05, 1.05)
     handles = [line for line in axes.lines if line.get_label() in correlations]
     axes.legend(handles=handles, frameon=False)
     return figure

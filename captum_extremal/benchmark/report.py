@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from captum_extremal._checks import check_choice, check_count
+from captum_extremal._checks import check_choice, check_count, check_non_negative
 from captum_extremal.benchmark.methods import METHODS
 from captum_extremal.benchmark.store import Content, Row, configuration_of
 
@@ -164,6 +164,7 @@ def report(
         3.0
     """
     check_choice("measure", measure, get_args(Measure))
+    check_non_negative("min_probability", min_probability)
     check_count("draws", draws)
     rows = [row for row in content.rows.values() if row.probability >= min_probability]
     if not rows:

@@ -18,6 +18,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from captum_extremal import _files
-from captum_extremal._checks import check_choice, check_non_negative
+from captum_extremal._checks import check_choice, check_count, check_non_negative
 from captum_extremal.benchmark.datasets import ImageSet
 from captum_extremal.benchmark.methods import (
     Explain,
@@ -85,7 +86,8 @@ class Plan:
 
     Raises:
         ValueError: If a method is unknown, ``resize`` is another word,
-            ``min_probability`` is negative, or the model is in training mode.
+            ``min_probability`` is negative, ``limit`` is below 1, a name of an image is
+            no text, or the model is in training mode.
 
     Example:
         >>> images = ImageSet("voc2007", ["000001", "000002"], read=print)
@@ -111,6 +113,11 @@ class Plan:
         names_of(self.methods)
         check_choice("resize", self.resize, ("squash", "shorter"))
         check_non_negative("min_probability", self.min_probability)
+        if self.limit is not None:
+            check_count("limit", self.limit)
+        for name in self.images.images:
+            if name != name.encode(errors="ignore").decode():  # no file could hold it
+                raise ValueError(f"images must have names of text, got {name!r}")
         if any(module.training for module in self.model.modules()):
             raise ValueError(
                 "model must be in evaluation mode (model.eval()), got training mode"
@@ -178,6 +185,20 @@ class Plan:
             if not all((self.selection, it, image) in found.done for it in wanted)
         ]
 
+    def unplayed(self, found: Content) -> list[Pair]:
+        """The pairs that were asked for and have neither row nor failure."""
+        played = {(row.image, row.label) for row in found.rows.values()}
+        played |= {(failure.image, failure.label) for failure in found.failures}
+        lost = {it.image for it in found.failures if not it.label}
+        names = set(self.names) if self.limit else None
+        return [
+            pair
+            for pair in self.pairs or []
+            if (names is None or pair.image in names)
+            and pair[:2] not in played
+            and pair.image not in lost
+        ]
+
     def own(self, found: Content) -> Content:
         """The rows of these pairs on this model, and what of these methods failed."""
         common = next(iter(self.settings.values()))["common"]
@@ -208,7 +229,7 @@ class Plan:
         resize = T.Resize(size, T.InterpolationMode(made.interpolation))
         image = TF.pil_to_tensor(resize(picture)).float() / 255
         normal = TF.normalize(image, list(made.mean), list(made.std))
-        return normal[None].to(device_of(self.model))
+        return normal[None].to(device_of(self.model), dtype_of(self.model))
 
 
 def run(
@@ -302,6 +323,23 @@ def device_of(model: nn.Module) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What a model computes in: the type of its first floating-point parameter.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The type; float32 for a model without one.
+
+    Example:
+        >>> dtype_of(nn.Linear(1, 1).double())
+        torch.float64
+    """
+    types = [it.dtype for it in model.parameters() if it.is_floating_point()]
+    return types[0] if types else torch.float32
+
+
 def digest_of(model: nn.Module) -> str:
     """A short hash of all weights and buffers of a model.
 
@@ -317,6 +355,9 @@ def digest_of(model: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # of a module's own `get_extra_state`
+            found.update(f"{name} {tensor!r}".encode())
+            continue
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(flat.view(torch.uint8).numpy().tobytes())
@@ -389,7 +430,8 @@ class _Here:
             if given is not None and label not in given:
                 continue
             index = None if given is None else given[label]
-            indices = self.outputs_of[label] if index is None else [index]
+            known = self.outputs_of.get(label, [])  # a class of its own has none
+            indices = known if index is None else [index]
             if indices:
                 found[label] = highest(outputs, indices)
         least = self.plan.min_probability
@@ -431,7 +473,8 @@ class _Here:
     def fail(self, image: str, label: str, name: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         configuration = self.configurations[name]
-        self.writer.fail(Failure(configuration, image, label, name, text))
+        failure = Failure(configuration, image, label, name, text)
+        self.writer.fail(self.plan.selection, failure)
 
 
 def _outputs_of(plan: Plan) -> dict[str, list[int]]:
@@ -439,7 +482,8 @@ def _outputs_of(plan: Plan) -> dict[str, list[int]]:
     height, width = plan.preprocess.crop
     if plan.resize == "shorter":
         width = width * 4 // 3  # as most images have it
-    blank = torch.zeros(1, 3, height, width, device=device_of(plan.model))
+    blank = torch.zeros(1, 3, height, width)
+    blank = blank.to(device_of(plan.model), dtype_of(plan.model))
     try:
         with torch.no_grad():
             outputs = plan.model(blank)
@@ -463,7 +507,10 @@ def _outputs_of(plan: Plan) -> dict[str, list[int]]:
 
 def _judge(saliency: Tensor, objects: Tensor) -> _Judged:
     """Bring a map (1, 1, h, w) to the size of the image (H, W), and play."""
-    maps = F.interpolate(saliency.float(), objects.shape, mode="bilinear")
+    # A map that shrinks must not lose a single high pixel between two samples.
+    maps = F.interpolate(
+        saliency.float(), objects.shape, mode="bilinear", antialias=True
+    )
     truth = objects[None]
     energy = float(energy_pointing_game(maps, truth))
     row, column = divmod(int(maps.argmax()), maps.shape[3])
@@ -483,8 +530,10 @@ def _save(folder: Path, image: str, label: str, explained: Explained) -> None:
     tensors = {"saliency": explained.saliency}
     if explained.masks is not None:
         tensors["masks"] = explained.masks
-    name = f"{image}-{label.replace(' ', '_')}.safetensors"
-    _files.write(folder / name, tensors, {"image": image, "class": label})
+    name = quote(f"{image}-{label.replace(' ', '_')}", safe="")
+    _files.write(
+        folder / f"{name}.safetensors", tensors, {"image": image, "class": label}
+    )
 
 
 def _now(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _PATTERN = "rank-*.sqlite"
 _PATIENCE = 60.0  # seconds for another reader of a killed rank's file to mend it
@@ -154,7 +154,7 @@ class Writer:
         >>> failure = Failure("0a1b", "000001", "", "ig", "OSError: truncated")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with writing(Path(folder), rank=0) as writer:
-        ...         writer.fail(failure)
+        ...         writer.fail("all pairs", failure)
         ...     read(Path(folder)).failures == [failure]
         True
     """
@@ -180,13 +180,13 @@ class Writer:
         values["curve"] = None if row.curve is None else json.dumps(row.curve)
         self._write("results", tuple(values[name] for name in _ROW))
 
-    def fail(self, failure: Failure) -> None:
-        """Add a failure, or replace the one of its key."""
+    def fail(self, selection: str, failure: Failure) -> None:
+        """Add a failure in a run of some pairs, or replace the one of its key."""
         values = tuple(asdict(failure)[name] for name in _FAILURE)
-        self._write("failures", (*values, time.time()))
+        self._write("failures", (*values, selection, time.time()))
 
     def finish(self, selection: str, configurations: Iterable[str], image: str) -> None:
-        """Say that an image is dealt with; what failed in it before is mended."""
+        """Say that an image is dealt with; what failed in such a run is mended."""
         for configuration in configurations:
             self._write("done", (selection, configuration, image, time.time()))
 
@@ -243,26 +243,21 @@ def read(folder: Path) -> Content:
         {}
     """
     content = Content()
-    failures: dict[tuple[str, str, str], tuple[float, Failure]] = {}
-    finished: dict[tuple[str, str], float] = {}
+    failed: dict[tuple[str, str, str], _Failed] = {}
+    finished: dict[tuple[str, str, str], float] = {}
     latest: dict[str, float] = {}
     for path in sorted(folder.glob(_PATTERN)):
         with closing(_open(path)) as database, _readable(path):
             for values in database.execute(f"SELECT {', '.join(_ROW)} FROM results"):
                 row = _row(dict(zip(_ROW, values, strict=True)))
                 content.rows.setdefault(row.key, row)
-            for *values, when in database.execute("SELECT * FROM failures"):
-                failure = Failure(*values)
-                key = (failure.configuration, failure.image, failure.label)
-                failures[key] = max(
-                    failures.get(key, (0.0, failure)),
-                    (when, failure),
-                    key=lambda it: it[0],
-                )
+            for *values, selection, when in database.execute("SELECT * FROM failures"):
+                new = _Failed(Failure(*values), selection, when)
+                key = (new.failure.configuration, new.failure.image, new.failure.label)
+                if key not in failed or failed[key].time < when:
+                    failed[key] = new
             for *key, when in database.execute("SELECT * FROM done"):
-                content.done.add(tuple(key))
-                place = (key[1], key[2])
-                finished[place] = max(finished.get(place, 0.0), when)
+                finished[tuple(key)] = max(finished.get(tuple(key), 0.0), when)
             for name, settings, difficult, when in database.execute(
                 "SELECT * FROM configurations"
             ):
@@ -271,12 +266,42 @@ def read(folder: Path) -> Content:
                 if when >= latest.get(dataset, 0.0):
                     latest[dataset] = when
                     content.difficult[dataset] = json.loads(difficult)
-    content.failures = [
-        failure
-        for key, (when, failure) in sorted(failures.items(), key=lambda it: it[0])
-        if key not in content.rows and finished.get(key[:2], 0.0) < when
-    ]
+    content.done = set(finished)
+    content.failures = _standing(failed, finished, content.rows)
     return content
+
+
+class _Failed(NamedTuple):
+    failure: Failure
+    selection: str
+    time: float
+
+
+def _standing(
+    failed: Mapping[tuple[str, str, str], _Failed],
+    finished: Mapping[tuple[str, str, str], float],
+    rows: Mapping[tuple[str, str, str], Row],
+) -> list[Failure]:
+    """What was not mended since.
+
+    A pair is by its row, or by a later run that selects pairs in the same way and dealt
+    with the image; an image that could not be read, by any later sign that it was read.
+    """
+    read_at: dict[tuple[str, str], float] = {}
+    signs = [((key[1], key[2]), when) for key, when in finished.items()]
+    signs += [(key[:2], it.time) for key, it in failed.items() if key[2]]
+    for place, when in signs:
+        read_at[place] = max(read_at.get(place, 0.0), when)
+    standing = []
+    for key, (failure, selection, when) in sorted(failed.items()):
+        configuration, image, label = key
+        if label:
+            done_at = finished.get((selection, configuration, image), 0.0)
+        else:
+            done_at = read_at.get((configuration, image), 0.0)
+        if key not in rows and done_at < when:
+            standing.append(failure)
+    return standing
 
 
 # --- the files ---
@@ -286,7 +311,8 @@ _FAILURE = tuple(item.name for item in fields(Failure))
 _KEY = "configuration, image, label"
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS results ({", ".join(_ROW)}, PRIMARY KEY ({_KEY}));
-CREATE TABLE IF NOT EXISTS failures ({", ".join(_FAILURE)}, time, PRIMARY KEY ({_KEY}));
+CREATE TABLE IF NOT EXISTS failures
+    ({", ".join(_FAILURE)}, selection, time, PRIMARY KEY ({_KEY}));
 CREATE TABLE IF NOT EXISTS done
     (selection, configuration, image, time,
     PRIMARY KEY (selection, configuration, image));

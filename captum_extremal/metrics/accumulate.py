@@ -6,6 +6,8 @@ pairs of image and class and on a subset of difficult ones (Table 1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,6 +25,7 @@ class PointingGame(Metric):
     Args:
         num_classes: Number of classes, 20 for VOC and 80 for COCO.
         tolerance: As in `pointing_game`.
+        **kwargs: Of `torchmetrics.Metric`, such as ``sync_on_compute``.
 
     Raises:
         TypeError: If ``num_classes`` is not an int or ``tolerance`` not a number.
@@ -49,8 +52,13 @@ class PointingGame(Metric):
     difficult_hits: Tensor
     difficult_misses: Tensor
 
-    def __init__(self, num_classes: int, tolerance: float = 15) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        num_classes: int,
+        tolerance: float = 15,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(**kwargs)
         self.num_classes = check_count("num_classes", num_classes)
         self.tolerance = check_non_negative("tolerance", tolerance)
         for name in ("hits", "misses", "difficult_hits", "difficult_misses"):

@@ -1,7 +1,8 @@
 # make demo           explain real pictures with a real network; figures and a table
 # make test           ruff, mypy --strict, docs, pytest with doctests and architecture checks
 # make lint           ruff and mypy alone
-# make docs           the pages of docs/ and the API as HTML, in docs/_build/html
+# make docs           the pages of docs/, the tutorials (executed where they changed) and
+#                     the API as HTML, in docs/_build/html
 # make bench          solvers and speed side by side with their peers, a few minutes
 # make test-captum08  the contract with Captum, against captum 0.8, and its Insights
 #
@@ -19,9 +20,9 @@ CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/tes
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
 
-# One thread: the demo and the tests are small, and on a busy machine two threads can be
-# many times slower than one.
-demo test bench test-captum08: export OMP_NUM_THREADS := 1
+# One thread: the demo, the tutorials and the tests are small, and on a busy machine two
+# threads can be many times slower than one.
+demo test docs bench test-captum08: export OMP_NUM_THREADS := 1
 
 test: lint docs
 	$(BIN)/python -m pytest
@@ -62,4 +63,4 @@ $(CAPTUM08): Makefile | $(VENV)
 	touch $@
 
 clean:
-	rm -rf .venv .captum08 docs/_build
+	rm -rf .venv .captum08 docs/_build docs/tutorials

@@ -4,6 +4,9 @@ r"""Masks of several areas (N, A, 1, *S) -> a saliency map with one maximum (Sec
 
 Masks are flat where they are 1; the sum over areas ranks the pixels, the blur decides
 among those that every mask keeps. Outside the input there is no mask: zeros.
+
+The map is made to point. Its highest pixels of an area are not the mask of that area,
+and the network sees far less in them.
 """
 
 from __future__ import annotations

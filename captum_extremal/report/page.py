@@ -176,7 +176,7 @@ def notebook_html(result: Result) -> str | None:
         return None
     page = escape(to_html(result))
     return (
-        f'<iframe srcdoc="{page}" sandbox="allow-scripts" width="100%" height="640" '
+        f'<iframe srcdoc="{page}" sandbox="allow-scripts" width="100%" height="900" '
         'title="Extremal perturbation" style="border: 0"></iframe>'
     )
 

@@ -20,7 +20,7 @@ from skimage import data
 
 from captum_extremal import ExtremalPerturbation
 from captum_extremal.models import load_model
-from captum_extremal.visualization import plot_result
+from captum_extremal.visualization import plot_area_growth, plot_result
 
 model, preprocess, labels = load_model("demo")
 image, inputs = preprocess(Image.fromarray(data.coffee()))
@@ -80,6 +80,12 @@ print(f"enough for half of the score: {float(half[0]):.2g}")
 # blurred. Below: the masks and their mean. At the right: the two scores over the area.
 
 plot_result(image, result, title=f"coffee: {labels[target]}")
+
+# %%
+# Only what the masks keep, one row for each picture, with the score as a fraction of
+# that of the whole picture:
+
+plot_area_growth(image[None], result, captions=[labels[target]])
 
 # %%
 # An attribution as Captum's

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 POSITIVE, NEGATIVE = "#C1272D", "#0072B2"  # red, blue
 _MOST_OPAQUE = 0.75  # of a saliency map over its image
 _PALE = 0.75  # of white, mixed into the image below a signed map
+ROUNDING = 1e-3  # by which a picture may leave [0, 1]
+_FLOAT32 = 1e30  # beyond it, float32 comes to its limits
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -45,6 +47,37 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         images * images.new_tensor(std).reshape(shape)
         + images.new_tensor(mean).reshape(shape)
     ).clamp(0, 1)
+
+
+def check_range(name: str, images: Tensor) -> None:
+    """Refuse what is not ready for display.
+
+    Args:
+        name: The name of the argument, for the error.
+        images: Of any shape.
+
+    Raises:
+        TypeError: If the values are integers, such as bytes.
+        ValueError: If a value lies outside [0, 1] by more than rounding, or is NaN.
+
+    Example:
+        >>> check_range("image", torch.tensor([-1.0, 2.0]))
+        Traceback (most recent call last):
+        ...
+        ValueError: image must lie in [0, 1] (see denormalize), got -1..2
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point in [0, 1], got {images.dtype} (divide "
+            "bytes by 255)"
+        )
+    if images.numel() == 0:
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"{name} must lie in [0, 1] (see denormalize), got {low:.3g}..{high:.3g}"
+        )
 
 
 def overlay_mask(
@@ -219,7 +252,7 @@ def map_of(name: str, attribution: Tensor, size: Sequence[int]) -> Tensor:
         size: H and W of the image.
 
     Returns:
-        (1, H, W) on the CPU.
+        (1, H, W) on the CPU, float32.
 
     Raises:
         ValueError: If it is not finite.
@@ -228,9 +261,13 @@ def map_of(name: str, attribution: Tensor, size: Sequence[int]) -> Tensor:
         >>> map_of("ig", torch.ones(3, 1, 1), (1, 2))
         tensor([[[3., 3.]]])
     """
-    total = attribution.detach().float().cpu().sum(dim=0, keepdim=True)
+    total = attribution.detach().double().cpu().sum(dim=0, keepdim=True)
     if not total.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+    largest = float(total.abs().amax())
+    if largest > _FLOAT32 or 0 < largest < 1 / _FLOAT32:
+        total = total / largest  # its size does not matter, but float32 has limits
+    total = total.float()
     if list(total.shape[1:]) != list(size):
         total = F.interpolate(total[None], list(size), mode="bilinear")[0]
     return total

@@ -170,6 +170,11 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             help="Also draw the maps of other methods side by side, each by its own "
             f"defaults: {', '.join(METHODS)}.",
         ),
+        click.option(
+            "--layer",
+            help="Of grad-cam, mwp and cmwp in --compare.  [default: the last feature "
+            "map]",
+        ),
         time_limit_option,
         device_options(),
     )
@@ -261,6 +266,7 @@ def explain(
     check_distinct(
         {
             "IMAGE": image,
+            "--weights": weights,
             "--output": figure,
             "--compare": compared if settings.methods else None,
             **also,
@@ -295,6 +301,7 @@ class _Settings:
     perturbation: str = "blur"
     seed: int = 0
     methods: tuple[str, ...] = ()
+    layer: str | None = None  # of methods
 
     @classmethod
     def of(
@@ -386,7 +393,9 @@ def _others(
     """The maps of the other methods; before the search, as not every model fits."""
     if not settings.methods:
         return {}
-    options = Options(areas=settings.areas, game=settings.game, seed=settings.seed)
+    options = Options(
+        settings.layer, settings.areas, game=settings.game, seed=settings.seed
+    )
     try:
         return compare(model, inputs, targets, settings.methods, options)
     except (ValueError, RuntimeError) as error:

@@ -119,7 +119,9 @@ def channels(
     if threads is not None:
         torch.set_num_threads(threads)
     figure = figure_path(output, image, "channels")
-    check_distinct({"IMAGE": image, "--output": figure, "--save": save})
+    check_distinct(
+        {"IMAGE": image, "--weights": weights, "--output": figure, "--save": save}
+    )
     picture = open_picture(image)
     loaded = load_model(model, weights).with_size(size)
     try:

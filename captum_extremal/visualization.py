@@ -31,6 +31,7 @@ from captum_extremal._pictures import (
     NEGATIVE,
     POSITIVE,
     check_attributions,
+    check_range,
     map_of,
     without_outliers,
 )
@@ -67,6 +68,7 @@ _GHOST = 0.25  # brightness of what a mask leaves out
 _SATURATION = 1.25  # of the bars of Fig. 5, as a fraction of the input's score
 _WRAP = 24  # letters of a caption that fit below a picture
 _NARROWEST = 1.4  # inches of a column, for its name
+_TITLE_LETTERS = 8  # of a title that fit in an inch
 _BAR = 0.12  # inches, the height of a bar, and half of that above it
 _SIGNS = "red: above 0, blue: below 0"
 _BARS = "bar: score of what is kept, line: the input's"
@@ -311,6 +313,7 @@ def _check_picture(image: Tensor, num_images: int, index: int) -> None:
         raise ValueError(
             f"image must have shape (1 or 3, H, W), got {tuple(image.shape)}"
         )
+    check_range("image", image)
     if not 0 <= index < num_images:
         raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")
 
@@ -321,17 +324,25 @@ def _new_figure(image: Tensor, num_areas: int, title: str | None) -> Figure:
 
     height, width = image.shape[1:]
     scale = _CELL / max(height, width)
-    size = (
-        (width * scale + 0.15) * (num_areas + 1) + _CURVE,
-        max(2 * (height * scale + 0.45), 3.4) + (0.45 if title else 0.0),
-    )
-    figure = Figure(figsize=size, dpi=110)
+    across = (max(width * scale, _NARROWEST) + 0.15) * (num_areas + 1) + _CURVE
+    title = _title_lines(title, across)
+    down = max(2 * (height * scale + 0.45), 3.4) + 0.3 * _lines([title])
+    figure = Figure(figsize=(across, down + (0.15 if title else 0.0)), dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
+    _write_title(figure, title)
+    return figure
+
+
+def _title_lines(title: str | None, inches: float) -> str:
+    """A title in as many lines as it takes in this width; empty for none."""
+    return "\n".join(textwrap.wrap(title or "", max(8, int(inches * _TITLE_LETTERS))))
+
+
+def _write_title(figure: Figure, title: str) -> None:
     if title:
         figure.suptitle(
             title, fontsize=_LARGE, color=_INK, fontweight="bold", parse_math=False
         )
-    return figure
 
 
 def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: _Curve) -> None:  # noqa: ANN401
@@ -534,6 +545,7 @@ def _mask_columns(
                 f"masks[{name!r}] must have shape "
                 f"{(len(images), 1, *images.shape[2:])}, got {tuple(given.shape)}"
             )
+        check_range(f"masks[{name!r}]", given)
         chosen = given.detach().float().cpu()
         areas = (chosen >= 0.5).float().mean(dim=(1, 2, 3)).tolist()
         badges = [
@@ -842,6 +854,7 @@ def _check_batch(name: str, images: Tensor) -> None:
             f"{name} must have shape (N, 1 or 3, H, W), none of them 0, got "
             f"{tuple(images.shape)}"
         )
+    check_range(name, images)
 
 
 def _draw_grid(
@@ -861,19 +874,17 @@ def _draw_grid(
 
     height, width = rows[0][0].shape[1:]
     scale = _CELL / max(height, width)
-    size = (
-        (max(width * scale, _NARROWEST) + 0.12) * len(names),
+    across = (max(width * scale, _NARROWEST) + 0.12) * len(names)
+    title = _title_lines(title, across)
+    down = (
         sum(height * scale + room + 0.1 + 0.18 * _lines(texts) for texts in labels)
-        + (0.6 if title else 0.15)
+        + (0.3 + 0.3 * _lines([title]) if title else 0.15)
         + (0.25 if note else 0.0)
-        + 0.2 * _lines(names),
+        + 0.2 * _lines(names)
     )
-    figure = Figure(figsize=size, dpi=110)
+    figure = Figure(figsize=(across, down), dpi=110)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
-    if title:
-        figure.suptitle(
-            title, fontsize=_LARGE, color=_INK, fontweight="bold", parse_math=False
-        )
+    _write_title(figure, title)
     if note:
         figure.supxlabel(note, fontsize=_SMALL, color=_INK)
     grid = figure.subplots(len(rows), len(names), squeeze=False)
@@ -885,7 +896,7 @@ def _draw_grid(
             picture = pictures[column].detach().float().cpu()
             _show(axes, picture, texts[column], _INK)
             axes.xaxis.label.set_parse_math(False)
-            if line == 0:
+            if all(column >= len(above) for above in rows[:line]):
                 axes.set_title(names[column], fontsize=_MEDIUM, color=_INK)
                 axes.title.set_parse_math(False)
     return figure

@@ -428,6 +428,51 @@ def test_the_relus_of_the_model_itself_stay(kind):
     assert before.inplace
 
 
+def test_compare_takes_any_target_of_the_model():
+    model, inputs = small(nn.ReLU), torch.rand(2, 3, 8, 8)
+    last = model(inputs).shape[1] - 1
+    by_index = compare(model, inputs, [0, last], "gradient")["gradient"]
+    from_the_end = compare(model, inputs, [-last - 1, -1], "gradient")["gradient"]
+    assert torch.equal(by_index, from_the_end)
+    assert not torch.equal(
+        by_index[1:], compare(model, inputs, 0, "gradient")["gradient"][1:]
+    )
+    with pytest.raises(ValueError, match=f"target must lie in .*, got {last + 1}"):
+        compare(model, inputs, [0, last + 1])
+    for wrong in (None, True):
+        with pytest.raises(TypeError, match=f"target must be one index.*got {wrong}"):
+            compare(model, inputs, wrong)
+    with pytest.raises(
+        TypeError, match=r"model must be a torch\.nn\.Module, got function"
+    ):
+        compare(lambda x: x, inputs, 0)
+    with pytest.raises(ValueError, match="model must be in evaluation mode"):
+        compare(small(nn.ReLU).train(), inputs, 0)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "heads", "channels last"])
+def test_a_model_that_goes_on_with_tokens_has_no_last_feature_map(kind):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 2, stride=2)
+            self.mix, self.last = nn.Linear(4, 4), nn.Identity()
+
+        def forward(self, x):
+            maps = self.conv(x)
+            tokens = self.mix(maps.flatten(2).transpose(1, 2))
+            if kind == "heads":
+                self.last(tokens[:, None])  # (N, heads, tokens, width)
+            if kind == "channels last":
+                self.last(tokens.unflatten(1, maps.shape[2:]))
+            return tokens.mean(1)
+
+    with pytest.raises(
+        ValueError, match="layer must be given for a model that does not"
+    ):
+        last_feature_map(Tokens(), torch.rand(1, 3, 8, 8))
+
+
 def test_a_model_without_relus_is_refused():
     with pytest.raises(ValueError, match="must have ReLU or ReLU6 modules"):
         explainer("guided-backprop", nn.Sequential(nn.GELU()))

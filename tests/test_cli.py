@@ -265,6 +265,11 @@ def test_compared_methods_have_the_options_of_the_search(run, monkeypatch):
     assert options == Options(areas=(0.2,), game="deletion", seed=5)
 
 
+def test_the_layer_of_compared_methods(run):
+    line = error_line(run("--compare=grad-cam", "--layer=nothing"))
+    assert line.startswith("--compare: layer must name a module of the model")
+
+
 def test_a_model_that_a_compared_method_cannot_take(run, monkeypatch):
     def fail(*args):
         raise ValueError("model must have ReLU modules")
@@ -552,6 +557,8 @@ def test_masks_and_figure_are_two_files(run, folder, tmp_path):
     assert line.startswith("--save must not be the same file as IMAGE")
     line = error_line(run("--save=one.html", f"--html={tmp_path / 'one.html'}"))
     assert line.startswith("--html must not be the same file as --save")
+    line = error_line(run(f"--save={folder / 'weights.pt'}"))
+    assert line.startswith("--save must not be the same file as --weights")
     line = error_line(run("--compare=ig", "--save=photo-extremal-methods.png"))
     assert line.startswith("--save must not be the same file as --compare")
 

@@ -482,3 +482,23 @@ def test_others_without_names():
 def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="path must lie in an existing folder"):
         make_result().to_html(tmp_path / "none" / "page.html")
+
+
+def test_a_result_without_pictures_takes_no_images():
+    result = ExtremalResult(
+        torch.rand(1, 1, 1, 100), (0.5,), *torch.zeros(2, 1, 1), *torch.zeros(2, 1)
+    )
+    with pytest.raises(
+        ValueError, match="images must be None for masks with 1 spatial"
+    ):
+        result.to_html(images=torch.rand(1, 1, 100))
+
+
+def test_a_score_that_is_no_number_is_called_that():
+    result = ExtremalResult(
+        torch.rand(1, 1, 1, 8, 8), (0.5,), *torch.zeros(2, 1, 1),
+        torch.tensor([torch.nan]), torch.zeros(1),
+    )  # fmt: skip
+    page = result.to_html()
+    assert "no score that is a number" in page
+    assert "None of these areas is enough" not in page

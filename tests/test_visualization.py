@@ -816,3 +816,80 @@ def test_area_growth_of_a_tuple_of_masks():
     result = dataclasses.replace(result, masks=(result.masks,))
     with pytest.raises(TypeError, match="result must hold one tensor of masks"):
         plot_area_growth(torch.rand(2, 3, HEIGHT, WIDTH), result)
+
+
+# --- what is not ready for display ---
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.full((3, 8, 8), -2.0), ValueError, r"must lie in \[0, 1\] .*got -2"),
+        (torch.full((3, 8, 8), torch.nan), ValueError, r"must lie in \[0, 1\]"),
+        (
+            torch.zeros(3, 8, 8, dtype=torch.uint8),
+            TypeError,
+            r"must be .*got torch.uint8",
+        ),
+    ],
+)
+def test_a_picture_that_is_not_in_0_to_1_is_refused(image, error, message):
+    result = ExtremalResult(
+        torch.rand(1, 1, 1, 8, 8), (0.5,), *torch.zeros(2, 1, 1), *torch.zeros(2, 1)
+    )
+    with pytest.raises(error, match="image " + message):
+        plot_result(image, result)
+    with pytest.raises(error, match="images " + message):
+        plot_methods(image[None], {"ig": torch.rand(1, 3, 8, 8)})
+    with pytest.raises(error, match="images " + message):
+        plot_area_growth(image[None], result)
+
+
+def test_a_mask_outside_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"masks\['half'\] must lie in \[0, 1\]"):
+        plot_methods(
+            torch.rand(1, 3, 8, 8),
+            {},
+            masks={"half": torch.full((1, 1, 8, 8), torch.nan)},
+        )
+
+
+def test_maps_of_any_size_are_drawn_alike():
+    """Only places count, also beyond what float32 holds."""
+    images, map_ = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8).double()
+
+    def drawn(scale):
+        axes = plot_methods(images, {"ig": scale * map_}).axes[1]
+        return axes.images[0].get_array()
+
+    for scale in (1e60, 1e-60):
+        assert abs(drawn(scale) - drawn(1.0)).max() < 1e-5
+    assert abs(drawn(1.0) - drawn(0.0)).max() > 0.1
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (200, 60)])
+def test_titles_and_captions_of_plot_result_stay_inside(height, width):
+    result = ExtremalResult(
+        torch.rand(1, 1, 1, height, width),
+        (0.5,),
+        *torch.zeros(2, 1, 1),
+        *torch.zeros(2, 1),
+    )
+    title = "IMG_20240101_123456_holiday_with_the_family: Blenheim spaniel (p = 0.93)"
+    figure = plot_result(torch.rand(3, height, width), result, title=title)
+    figure.canvas.draw()
+    box = figure.bbox
+    texts = [figure._suptitle, *(axes.xaxis.label for axes in figure.axes)]
+    for text in texts:
+        extent = text.get_window_extent()
+        assert extent.x0 >= box.x0
+        assert extent.x1 <= box.x1
+        assert extent.y1 <= box.y1
+    assert figure._suptitle.get_text().replace("\n", " ") == title
+
+
+def test_each_column_of_plot_class_channels_has_its_name():
+    images = torch.rand(2, 3, 8, 8)
+    figure = plot_class_channels(images, [images[:1], torch.rand(3, 3, 8, 8)])
+    names = [axes.get_title() for axes in figure.axes]
+    assert names == ["inversion", "example 1", "", "", "", "", "example 2", "example 3"]

@@ -187,17 +187,19 @@ def compare(
         and occlusion it is signed.
 
     Raises:
-        ValueError: If a name is unknown or there is none, or the inputs, the target,
-            the model or the layer do not fit a method.
+        ValueError: If a name is unknown or there is none, the inputs, the target, the
+            model or the layer do not fit a method, or the model is in training mode.
+        TypeError: If the model is no module or the target no index.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
-        >>> maps = compare(model, torch.rand(1, 3, 4, 4), 1, ["gradient", "ig"])
+        >>> maps = compare(model.eval(), torch.rand(1, 3, 4, 4), 1, ["gradient", "ig"])
         >>> {name: tuple(values.shape) for name, values in maps.items()}
         {'gradient': (1, 1, 4, 4), 'ig': (1, 1, 4, 4)}
     """
-    names = names_of(methods)
+    names = names_of([methods] if isinstance(methods, str) else methods)
+    check_evaluation(model)
     if inputs.dim() != 4 or 0 in inputs.shape:
         raise ValueError(
             "inputs must have shape (N, C, H, W), none of them 0, got "
@@ -205,17 +207,56 @@ def compare(
         )
     targets = _target_for_each(target, inputs)
     explain = {name: explainer(name, model, options) for name in names}
+    targets = _in_range(targets, model, inputs)
     return {name: explain[name](inputs, targets).saliency for name in names}
 
 
-def _target_for_each(target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
-    targets = torch.as_tensor(target, device=inputs.device)
-    count = len(inputs)
-    if targets.is_floating_point() or targets.shape not in ((), (1,), (count,)):
+def check_evaluation(model: nn.Module) -> None:
+    """Refuse a model whose BatchNorms and Dropouts would change as it is run.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        ValueError: If it, or a part of it, is in training mode.
+        TypeError: If it is no module.
+
+    Example:
+        >>> check_evaluation(nn.Dropout())
+        Traceback (most recent call last):
+        ...
+        ValueError: model must be in evaluation mode (model.eval()), got training mode
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(module.training for module in model.modules()):
         raise ValueError(
-            f"target must be one index, or one for each of {count} inputs, got {target}"
+            "model must be in evaluation mode (model.eval()), got training mode"
         )
+
+
+def _target_for_each(target: int | Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+    count = len(inputs)
+    legal = f"one index, or one for each of {count} inputs"
+    if target is None or isinstance(target, bool):
+        raise TypeError(f"target must be {legal}, got {target}")
+    targets = torch.as_tensor(target, device=inputs.device)
+    if targets.is_floating_point() or targets.shape not in ((), (1,), (count,)):
+        raise ValueError(f"target must be {legal}, got {target}")
     return targets.expand(count)
+
+
+def _in_range(targets: Tensor, model: nn.Module, inputs: Tensor) -> Tensor:
+    """Indices from 0; negative ones count from the model's last output."""
+    with torch.no_grad():
+        outputs = model(inputs[:1]).shape[-1]
+    wrong = targets[(targets < -outputs) | (targets >= outputs)]
+    if len(wrong):
+        raise ValueError(
+            f"target must lie in {-outputs}..{outputs - 1}, as the model has {outputs} "
+            f"outputs, got {int(wrong[0])}"
+        )
+    return targets.remainder(outputs)
 
 
 def settings_of(name: str, options: Options) -> dict[str, Any]:
@@ -248,7 +289,8 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
     """The module that is the last to give maps (N, C, h, w) with h w > 1.
 
     For torchvision's ResNets this is ``layer4``, for EfficientNet-Lite the activation
-    after ``conv_head``, for VGG the pooling after ``features``.
+    after ``conv_head``, for VGG the pooling after ``features``. A model that turns its
+    last convolution into tokens, as ViTs and Swin Transformers do, has none.
 
     Args:
         model: A convolutional network.
@@ -258,7 +300,8 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
         The module, the outermost of those that end together.
 
     Raises:
-        ValueError: If the model gives no such map.
+        ValueError: If the model gives no such map, or goes on with tokens after its
+            last convolution.
 
     Example:
         >>> from torch import nn
@@ -268,10 +311,16 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
         ReLU()
     """
     found: list[nn.Module] = []
+    tokens: list[nn.Module] = []  # since the last convolution
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
-        maps = isinstance(output, Tensor) and output.dim() == 4
-        if maps and output.shape[2:].numel() > 1:
+        if not isinstance(output, Tensor):
+            return
+        if isinstance(module, nn.Conv2d):
+            tokens.clear()
+        if output.dim() == 3:
+            tokens.append(module)
+        if output.dim() == 4 and output.shape[2:].numel() > 1:
             found.append(module)
 
     inner = [module for module in model.modules() if module is not model]
@@ -282,9 +331,10 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
+    if not found or tokens:
         raise ValueError(
-            "layer must be given for a model without feature maps (N, C, h, w)"
+            "layer must be given for a model that does not end with feature maps "
+            "(N, C, h, w)"
         )
     return found[-1]
 

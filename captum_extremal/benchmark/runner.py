@@ -32,6 +32,7 @@ from captum_extremal.benchmark.methods import (
     Explain,
     Explained,
     Options,
+    check_evaluation,
     explainer,
     last_feature_map,
     names_of,
@@ -118,10 +119,7 @@ class Plan:
         for name in self.images.images:
             if name != name.encode(errors="ignore").decode():  # no file could hold it
                 raise ValueError(f"images must have names of text, got {name!r}")
-        if any(module.training for module in self.model.modules()):
-            raise ValueError(
-                "model must be in evaluation mode (model.eval()), got training mode"
-            )
+        check_evaluation(self.model)
 
     @cached_property
     def settings(self) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from captum_extremal import _files
 from captum_extremal._pictures import (
+    ROUNDING,
     check_attributions,
     denormalize,
     map_of,
@@ -33,7 +34,6 @@ from captum_extremal.report import curve
 from captum_extremal.report.curve import Scores, percent
 from captum_extremal.report.embed import SMALL, data_uri, fitted, kept_and_removed
 
-_ROUNDING = 1e-3  # how far an image may leave [0, 1]
 _PAPER = (
     "Fong, Patrick and Vedaldi: Understanding Deep Networks via Extremal Perturbations "
     "and Smooth Masks, ICCV 2019 (arXiv 1910.08485)."
@@ -258,7 +258,12 @@ def _image_of(
             "dataclasses.replace(result, masks=result.masks[0])"
         )
     num_images, _, _, *size = result.masks.shape
-    legal = len(size) == 2 and isinstance(images, Tensor) and images.dim() == 4
+    if len(size) != 2:
+        raise ValueError(
+            f"images must be None for masks with {len(size)} spatial sizes, which are "
+            "no pictures: the scores are shown alone"
+        )
+    legal = isinstance(images, Tensor) and images.dim() == 4
     if not legal or (
         len(images) != num_images
         or images.shape[1] not in (1, 3)
@@ -283,7 +288,7 @@ def _image_of(
                 )
         return denormalize(image, mean, std)
     low, high = image.aminmax()
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise ValueError(
             "images must lie in [0, 1] unless mean and std are given, got "
             f"{low:.3g}..{high:.3g}"
@@ -377,6 +382,10 @@ def _hash(text: str) -> str:
 def _summary(content: _Content) -> str:
     scores = content.scores
     whole = scores.text(scores.whole)
+    if math.isnan(scores.whole):
+        return (
+            f"The whole {content.noun} has no score that is a number: no area has a*."
+        )
     if scores.a_star is None:
         return (
             f"None of these areas is enough: the whole {content.noun} scores {whole} "

@@ -237,7 +237,7 @@ def masks(figure: Path) -> None:
             columns.setdefault(label, []).append(mask)
     stacked = {label: torch.stack(several) for label, several in columns.items()}
     plot_methods(torch.stack(images), {}, masks=stacked, captions=captions).savefig(
-        figure, pil_kwargs={"quality": 85}
+        figure, pil_kwargs={"quality": 75}
     )
     click.echo(f"wrote {figure}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -157,6 +158,10 @@ def test_nothing_leaves_the_page_and_the_console_is_silent(visit, browser, page)
 @pytest.mark.parametrize("width", [PHONE, WIDE])
 def test_the_page_is_never_wider_than_the_screen(visit, width, scripts):
     driver = visit(width, scripts=scripts)
+    # Without scripts the driver cannot tell when the page has its layout.
+    deadline = time.monotonic() + 20
+    while page_width(driver) != width and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert page_width(driver) == width
 
 

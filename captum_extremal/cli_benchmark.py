@@ -13,6 +13,8 @@ from captum_extremal._command_line import (
     device_options,
     model_options,
     prepare_folder,
+    probability_option,
+    say,
     seed_option,
 )
 from captum_extremal.benchmark import (
@@ -32,9 +34,11 @@ from captum_extremal.benchmark import (
 )
 from captum_extremal.benchmark import report as report_of
 from captum_extremal.benchmark.methods import names_of
-from captum_extremal.benchmark.report import Format, Measure, Report
+from captum_extremal.benchmark.report import Format, Measure, Report, flaws_of
 from captum_extremal.benchmark.runner import Resize
+from captum_extremal.benchmark.store import Content
 from captum_extremal.models import load_model
+from captum_extremal.probabilities import Rule
 
 _DEFAULT_METHODS = "centre,gradient,guided-backprop,grad-cam,occlusion,extremal"
 _RULE = "rule"
@@ -107,6 +111,7 @@ _min_probability = click.option(
     help="JSON list of [image, class] or [image, class, output]: only these.",
 )
 @_min_probability
+@probability_option
 @click.option(
     "--images", "limit", type=click.IntRange(min=1), help="Only so many, for a trial."
 )
@@ -128,6 +133,7 @@ def benchmark(
     difficult: str,
     pairs_file: Path | None,
     min_probability: float,
+    probability: Rule,
     limit: int | None,
     save_maps: bool,
     device: str,
@@ -140,7 +146,9 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     names = names_of([name.strip() for name in methods.split(",")])
-    options = Options(layer, _areas(areas, dataset), seed=seed, steps=steps)
+    options = Options(
+        layer, _areas(areas, dataset), seed=seed, steps=steps, probability=probability
+    )
     labels = class_names(dataset)
     pairs = None if pairs_file is None else read_pairs(pairs_file, labels)
     hard = None if difficult == _RULE else read_pairs(difficult, labels, "difficult")
@@ -176,6 +184,7 @@ def benchmark(
                 raise click.UsageError(
                     "no pair could be played: there must be an object of a class that "
                     "the model knows, and that --min-probability and --pairs leave"
+                    f"{_first_flaw(content)}"
                 )
             _print(report_of(content, min_probability=min_probability), "text")
             _print_unplayed(plan.unplayed(content))
@@ -210,13 +219,20 @@ def report(
             f"all {len(content.failures)} failed, the first is {first.image}: "
             f"{first.error}"
         )
+    if not content.rows and content.flaws:
+        raise click.UsageError(f"report needs results, got none{_first_flaw(content)}")
     _print(report_of(content, measure, min_probability), form)
+
+
+def _first_flaw(content: Content) -> str:
+    """Its line at the end of a message; nothing if there is none."""
+    return "".join(f"; {line}" for line in flaws_of(content)[:1])
 
 
 def _print_unplayed(pairs: list[Pair]) -> None:
     if pairs:
         first = f"{pairs[0].image}, {pairs[0].label}"
-        click.echo(
+        say(
             f"\n{len(pairs)} of --pairs not played (no such image or object in it, or "
             f"below --min-probability), the first is {first}",
             err=True,
@@ -224,12 +240,17 @@ def _print_unplayed(pairs: list[Pair]) -> None:
 
 
 def _print(found: Report, form: Format) -> None:
-    """The tables on stdout, what failed on stderr."""
-    click.echo(found.render(form), nl=False)
+    """The tables on stdout; on stderr what failed, and objects that were left out."""
+    say(found.render(form).removesuffix("\n"))
     if found.failed:
-        click.echo(f"\n{len(found.failed)} failed:", err=True)
+        say(f"\n{len(found.failed)} failed:", err=True)
     for line in found.failed:
-        click.echo(f"  {line}", err=True)
+        say(f"  {line}", err=True)
+    if found.flaws:
+        what = "flaw" if len(found.flaws) == 1 else "flaws"
+        say(f"\n{len(found.flaws)} {what} in records of objects:", err=True)
+    for line in found.flaws:
+        say(f"  {line}", err=True)
 
 
 def _areas(given: str | None, dataset: str) -> tuple[float, ...]:

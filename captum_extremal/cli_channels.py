@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,29 @@ from captum_extremal._command_line import (
     model_options,
     open_picture,
     outputs_of,
-    prepare_folder,
+    prepare_file,
+    prepare_replacement,
+    probability_option,
+    say,
     seed_option,
+    shown,
     target_index,
     target_option,
     time_limit_option,
+    write_figure,
 )
+from captum_extremal._features import channel_dim_of
 from captum_extremal._running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.channel_result import ChannelResult
 from captum_extremal.models import load_model, named_layer
+from captum_extremal.probabilities import (
+    Rule,
+    check_rule,
+    probabilities,
+    rule_for,
+    told,
+)
 from captum_extremal.rewards import Game, simple_reward
 from captum_extremal.solvers import ChannelSolver
 from captum_extremal.visualization import plot_channels
@@ -59,6 +72,21 @@ def _parse_areas(
         raise click.UsageError(f"--areas: {error}") from None
 
 
+def _parse_dim(
+    context: click.Context, option: click.Parameter, value: str
+) -> int | None:
+    """Turn a number into an int, and ``auto`` into None."""
+    del context, option
+    if value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.UsageError(
+            f"--channel-dim: must be auto or a whole number, got {value!r}"
+        ) from None
+
+
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
@@ -77,10 +105,12 @@ def _parse_areas(
 )
 @click.option(
     "--channel-dim",
-    type=int,
-    default=1,
+    metavar="DIM",
+    default="auto",
     show_default=True,
-    help="Dimension of the channels in the layer's output; 2 for tokens x features.",
+    callback=_parse_dim,
+    help="Dimension of the channels in the layer's output: 1 for maps, 2 for tokens x "
+    "features, 3 for rows x columns x features. auto: as the widths of layers tell.",
 )
 @click.option("--layer-input", is_flag=True, help="Channels of the layer's input.")
 @model_options()
@@ -93,6 +123,7 @@ def _parse_areas(
     help="Gradients of each set of channels.  [default: the solver's own]",
 )
 @time_limit_option
+@probability_option
 @device_options()
 @file_options("channels")
 def channels(
@@ -106,8 +137,10 @@ def channels(
     time_limit: float | None,
     device: str,
     threads: int | None,
+    probability: Rule,
     output: Path | None,
     save: Path | None,
+    channel_dim: int | None,
     **search: Any,  # noqa: ANN401
 ) -> None:
     """Which channels of a layer does a network need to see IMAGE?
@@ -128,10 +161,10 @@ def channels(
         module = named_layer(loaded.model, layer)
     except ValueError as error:
         raise click.UsageError(f"--{error}") from None
-    prepare_folder("--output", figure)
+    prepare_file("--output", figure)
     if save is not None:
-        prepare_folder("--save", save)
-    shown, inputs = loaded.preprocess(picture)
+        prepare_replacement("--save", save)
+    view, inputs = loaded.preprocess(picture)
     network = loaded.model.to(torch.device(device))
     inputs = inputs[None].to(torch.device(device))
     with _watched(module, search["layer_input"]) as seen:
@@ -140,6 +173,10 @@ def channels(
         raise click.UsageError(
             f"--layer must give one tensor, got {len(seen[-1])} of them"
         )
+    if channel_dim is None:
+        channel_dim = _told_by_widths(seen, module, network, search["layer_input"])
+    search["channel_dim"] = channel_dim
+    check_rule(outputs, probability)
     chosen = int(outputs.argmax())
     if target is not None:
         chosen = target_index(target, loaded.labels, outputs.shape[1])
@@ -147,17 +184,20 @@ def channels(
     if steps is not None:
         solver = dataclasses.replace(solver, iterations=steps)
     method = ChannelExtremalPerturbation(network, module, solver=solver)
-    found = _search(method, inputs, chosen, **search)
+    found = _search(method, inputs, chosen, outputs, probability, **search)
     if save is not None:
         found.result.save(save)
-    probability = float(outputs.softmax(dim=1)[0, chosen])
-    name = label_of(chosen, loaded.labels)
-    title = f"{image.stem}: {name} (p = {probability:.2f}), channels of {layer}"
-    plot_channels(shown, found.result, title=title).savefig(figure)
-    click.echo("\n".join([f"{name}, p = {probability:.3f}, {layer}", "", *found.lines]))
-    click.echo()
+    name, p = label_of(chosen, loaded.labels), found.input_probability
+    title = (
+        f"{shown(image.stem)}: {name} (p = {p:.2f}, {told(found.rule)}), "
+        f"channels of {layer}"
+    )
+    write_figure(plot_channels(view, found.result, title=title), figure)
+    heading = f"{name}, p = {p:.3f}, {layer}"
+    say("\n".join([heading, found.dimension, "", *found.lines]))
+    say()
     for path in (figure, *([save] if save is not None else [])):
-        click.echo(f"wrote {path}")
+        say(f"wrote {shown(path)}")
 
 
 @contextmanager
@@ -174,12 +214,39 @@ def _watched(module: nn.Module, at_input: bool) -> Iterator[list[object]]:
         handle.remove()
 
 
+def _told_by_widths(
+    seen: Sequence[object], module: nn.Module, network: nn.Module, at_input: bool
+) -> int:
+    """The dimension of the channels; 1 where nothing says otherwise of maps."""
+    value = seen[-1] if seen else None
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        return 1  # which the search refuses
+    found = channel_dim_of(value.shape, module, network, at_input)
+    if found is None and value.dim() == 3:
+        raise click.UsageError(
+            "--channel-dim must say which dimension the channels are of "
+            f"{tuple(value.shape)}, 1 or 2: no width of a layer tells"
+        )
+    return 1 if found is None else found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Found:
     """Channels, and the target's probability with each set of them alone."""
 
     result: ChannelResult
+    input_probability: float
     probability: Tensor  # (A,)
+    rule: Rule  # of the probabilities
+
+    @property
+    def dimension(self) -> str:
+        """What was taken for channels."""
+        assert isinstance(self.result.activations, Tensor)
+        shape, dim = tuple(self.result.activations.shape), self.result.channel_dim
+        return f"channels: the {shape[dim]} of dimension {dim} of {shape}"
 
     @property
     def lines(self) -> Iterator[str]:
@@ -213,13 +280,14 @@ class _Found:
             listed = ", ".join(map(str, kept[:_LISTED]))
             yield f"{result.counts[place]}: {listed}{rest}"
         yield ""
-        yield from _NOTES
+        yield from (note.format(rule=told(self.rule)) for note in _NOTES)
 
 
 _ROW = "{:>8} {:>9} {:>9} {:>8}  {}"
 _NOTES = (
     "kept, removed: the target's score with these channels alone, and without them",
     "p(kept): the target's probability with these channels alone",
+    "p: {rule}",
     "a*: the smallest number of channels whose score reaches that of all",
 )
 
@@ -228,6 +296,8 @@ def _search(
     method: ChannelExtremalPerturbation,
     inputs: Tensor,
     target: int,
+    outputs: Tensor,
+    probability: Rule,
     *,
     areas: Sequence[float],
     channel_dim: int,
@@ -252,16 +322,27 @@ def _search(
         click.echo("stopped early: these are the channels found until now", err=True)
         result = interrupt.result
     assert isinstance(result.masks, Tensor)
-    judge = ChannelExtremalPerturbation(
-        method.forward_func,
-        method.layer,
-        reward=lambda outputs, chosen: simple_reward(outputs.softmax(dim=1), chosen),
-    )
-    probability = judge.evaluate(
-        inputs,
-        result.masks,
-        target,
-        attribute_to_layer_input=layer_input,
-        channel_dim=channel_dim,
-    )
-    return _Found(result, probability[0])
+    rows = [outputs]
+
+    def noted(kept: Tensor) -> Tensor:
+        rows.append(kept)
+        return kept
+
+    def evaluate(scale: Callable[[Tensor], Tensor]) -> Tensor:
+        return ChannelExtremalPerturbation(
+            method.forward_func,
+            method.layer,
+            reward=lambda kept, chosen: simple_reward(scale(kept), chosen),
+        ).evaluate(
+            inputs,
+            result.masks,
+            target,
+            attribute_to_layer_input=layer_input,
+            channel_dim=channel_dim,
+        )[0]
+
+    evaluate(noted)
+    rule = rule_for(torch.cat(rows), probability)  # by all of them, of which it tells
+    of_input = float(probabilities(outputs, rule)[0, target])
+    of_kept = evaluate(lambda kept: probabilities(kept, rule))
+    return _Found(result, of_input, of_kept, rule)

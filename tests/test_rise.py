@@ -153,3 +153,45 @@ def test_a_bad_option_is_an_error_before_any_work(options, error, text):
 def test_scores_that_are_not_finite_are_an_error():
     with pytest.raises(RuntimeError, match="finite scores, got NaN or inf"):
         RISE(lambda x: x.sum((1, 2, 3)) / 0).attribute(constant(), num_masks=4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 2.0**126),
+        (torch.float32, 2.0**-140),
+        (torch.float64, 2.0**1022),
+        (torch.float64, 2.0**-1000),
+    ],
+)
+def test_scores_of_any_size_give_the_right_sums(dtype, size):
+    """The mean of finite scores is finite: 16 of them are too large for their type."""
+    inputs = varied((1, 3, 6, 6)).to(dtype)
+
+    def model(x):  # 1 or 3, of both signs
+        high = x.mean((1, 2, 3)) > inputs.mean() / 2
+        return torch.where(high, 3.0, -1.0).to(dtype)
+
+    options = {"num_masks": 16, "grid_size": 2, "seed": 3}
+    usual = RISE(model).attribute(inputs, **options)
+    assert usual.abs().max() > 1
+    found = RISE(lambda x: model(x) * size).attribute(inputs, **options)
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    largest = torch.finfo(dtype).max / size  # beyond it: the largest number there is
+    expected = usual.double().clamp(-largest, largest)
+    tolerance = {"rtol": 1e-5, "atol": 1e-3 if size == 2.0**-140 else 1e-6}
+    torch.testing.assert_close(found.double() / size, expected, **tolerance)
+
+
+def test_sums_keep_the_precision_of_float64():
+    inputs = varied((1, 1, 6, 6)).double()
+
+    def model(x):
+        return 1 + 1e-11 * x.mean((1, 2, 3))
+
+    options = {"num_masks": 64, "grid_size": 2}
+    whole = RISE(model).attribute(inputs, **options)
+    constant_part = RISE(lambda x: x.new_ones(len(x))).attribute(inputs, **options)
+    part = RISE(lambda x: x.mean((1, 2, 3))).attribute(inputs, **options)
+    torch.testing.assert_close((whole - constant_part) * 1e11, part, rtol=0, atol=1e-4)

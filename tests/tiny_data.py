@@ -69,3 +69,43 @@ def make_coco(root: Path) -> Path:
     }  # fmt: skip
     (root / "annotations/instances_val2014.json").write_text(json.dumps(content))
     return root
+
+
+def make_voc_record(root: Path, *objects: str, more: str = "") -> Path:
+    """One image ``a`` whose annotation holds what is given, valid or not."""
+    make_voc(root, {"a": []})
+    file = root / "VOCdevkit/VOC2007/Annotations/a.xml"
+    file.write_text(f"<annotation>{more}{''.join(objects)}</annotation>")
+    return root
+
+
+def voc_object(name: str, box: str, more: str = "<difficult>0</difficult>") -> str:
+    """XML of an object; the box as four texts with spaces between."""
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), box.split(), strict=True)
+    edges = "".join(f"<{tag}>{text}</{tag}>" for tag, text in tags)
+    return f"<object><name>{name}</name>{more}<bndbox>{edges}</bndbox></object>"
+
+
+def make_coco_record(root: Path, *annotations: object, **changes: object) -> Path:
+    """One image ``a.jpg`` of id 1 with a cat (category 17) and a dog (18).
+
+    Annotations get an id, the image's and the dog's where they lack them; changes
+    replace whole lists of the file, or take them out where they are None.
+    """
+    (root / "val2014").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    picture(0).save(root / "val2014/a.jpg")
+    height, width = SIZE
+    usual = {"image_id": 1, "category_id": 18}
+    content: dict[str, object] = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": height, "width": width}],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+        "annotations": [
+            {"id": number, **usual, **it} if isinstance(it, dict) else it
+            for number, it in enumerate(annotations, start=1)
+        ],
+    }
+    content = {k: v for k, v in (content | changes).items() if v is not None}
+    file = root / "annotations/instances_val2014.json"
+    file.write_text(json.dumps(content))
+    return root

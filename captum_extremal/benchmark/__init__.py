@@ -8,6 +8,7 @@ stand two analyses of the paper: `monotonicity` (Sec. 4.3), `randomisation` (Fig
 `compare` gives the maps of several methods for inputs of your own.
 """
 
+from captum_extremal.benchmark.annotations import Flaw
 from captum_extremal.benchmark.datasets import (
     DATASETS,
     Example,
@@ -43,6 +44,7 @@ __all__ = [
     "Example",
     "Explained",
     "Failure",
+    "Flaw",
     "ImageSet",
     "Monotonicity",
     "Options",

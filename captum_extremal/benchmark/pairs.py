@@ -53,7 +53,7 @@ def read_pairs(
         Pair(image='000002', label='train', output=547)
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} must be a JSON file, got {path}: {error}") from None
     entries = content if isinstance(content, list) else [content]

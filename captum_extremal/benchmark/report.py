@@ -15,7 +15,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -91,6 +91,8 @@ class Report:
         blocks: One for each data set and model.
         notes: What labels stand for, where a method was run in several ways.
         failed: A line for each image or pair that failed.
+        flaws: A line for each object that was left out, or taken by its box, because
+            of its record.
 
     Example:
         >>> nothing = Mean(math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
@@ -109,6 +111,7 @@ class Report:
     blocks: list[Block]
     notes: list[str]
     failed: list[str]
+    flaws: list[str] = field(default_factory=list)
 
     def render(self, format: Format = "text") -> str:
         """The tables as text.
@@ -195,7 +198,29 @@ def report(
         f"{it.image}{f', {it.label}' if it.label else ''} ({it.method}): {it.error}"
         for it in content.failures
     ]
-    return Report(blocks, notes, failed)
+    return Report(blocks, notes, failed, flaws_of(content))
+
+
+def flaws_of(content: Content) -> list[str]:
+    """A line for each object with a flaw in its record, for all methods together.
+
+    Args:
+        content: From `read`.
+
+    Returns:
+        The lines, by image.
+
+    Example:
+        >>> lines = ["object 2 of Annotations/a.xml: no bndbox: left out"]
+        >>> flaws_of(Content(flaws={("0a1b", "a", "dog"): lines}))
+        ['a, dog, object 2 of Annotations/a.xml: no bndbox: left out']
+    """
+    found = {
+        (image, label, line): f"{image}, {f'{label}, ' if label else ''}{line}"
+        for (_, image, label), lines in content.flaws.items()
+        for line in lines
+    }
+    return [found[key] for key in sorted(found)]
 
 
 def mean_of(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from captum_extremal import _files
 from captum_extremal._checks import check_choice, check_count, check_non_negative
-from captum_extremal.benchmark.datasets import ImageSet
+from captum_extremal.benchmark.datasets import Example, ImageSet
 from captum_extremal.benchmark.methods import (
     Explain,
     Explained,
@@ -51,7 +51,9 @@ from captum_extremal.benchmark.store import (
 )
 from captum_extremal.benchmark.targets import Target, highest, outputs_of_classes
 from captum_extremal.metrics import energy_pointing_game, pointing_game
+from captum_extremal.metrics._maps import near_one
 from captum_extremal.models import Preprocess
+from captum_extremal.probabilities import check_rule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,6 +142,8 @@ class Plan:
             "targets": configuration_of({"pairs": given}) if given else "highest",
             "version": version("captum_extremal"),
         }
+        if self.options.probability != "auto":  # left out where it is the usual one
+            common["probability"] = self.options.probability
         return {
             name: {"common": common, "method": settings_of(name, self.options)}
             for name in names_of(self.methods)
@@ -177,10 +181,12 @@ class Plan:
     def missing(self, found: Content) -> list[str]:
         """The images that are not dealt with by now."""
         wanted = self.configurations.values()
+        flawed = {key[:2] for key in found.flaws}  # mended by now, perhaps
         return [
             image
             for image in self.names
             if not all((self.selection, it, image) in found.done for it in wanted)
+            or any((it, image) in flawed for it in wanted)
         ]
 
     def unplayed(self, found: Content) -> list[Pair]:
@@ -215,7 +221,12 @@ class Plan:
             for it in found.failures
             if it.configuration in used and it.image in names
         ]
-        return dataclasses.replace(found, rows=rows, failures=failures)
+        flaws = {
+            key: lines
+            for key, lines in found.flaws.items()
+            if key[0] in used and key[1] in names
+        }
+        return dataclasses.replace(found, rows=rows, failures=failures, flaws=flaws)
 
     def inputs(self, picture: Image) -> Tensor:
         """What the model sees of a picture, (1, 3, H, W)."""
@@ -274,14 +285,19 @@ def run(
     explain = {name: explainer(name, plan.model, plan.options) for name in plan.methods}
     wanted = plan.configurations
 
-    def look() -> tuple[list[str], set[tuple[str, str, str]]]:
+    def look() -> tuple[list[str], set[_Key], dict[_Key, list[str]]]:
         found = read(output)
         missing = plan.missing(found)
         images, here = set(missing), set(wanted.values())
         keys = {it for it in found.rows if it[0] in here and it[1] in images}
-        return missing, keys
+        flaws = {
+            it: lines
+            for it, lines in found.flaws.items()
+            if it[0] in here and it[1] in images
+        }
+        return missing, keys, flaws
 
-    missing, present = rank.told(look)
+    missing, present, flaws = rank.told(look)
     todo = rank.share(missing)
     with writing(output, rank.number) as writer:
         listed = plan.difficult
@@ -290,7 +306,7 @@ def run(
         )
         for name, configuration in wanted.items():
             writer.configure(configuration, plan.settings[name], difficult)
-        here = _Here(plan, outputs_of, explain, wanted, present, writer, output)
+        here = _Here(plan, outputs_of, explain, wanted, present, flaws, writer, output)
         for image in tqdm(
             todo,
             desc="images" if rank.total == 1 else f"images of 1 of {rank.total} ranks",
@@ -365,6 +381,9 @@ def digest_of(model: nn.Module) -> str:
 # --- one image ---
 
 
+_Key = tuple[str, str, str]  # configuration, image, class: that of a `Row`
+
+
 class _Judged(NamedTuple):
     """What a saliency map is worth on an object."""
 
@@ -383,7 +402,8 @@ class _Here:
     outputs_of: Mapping[str, list[int]]
     explain: Mapping[str, Explain]
     configurations: Mapping[str, str]
-    present: set[tuple[str, str, str]]
+    present: set[_Key]
+    flaws: Mapping[_Key, list[str]]
     writer: Writer
     folder: Path
 
@@ -393,16 +413,20 @@ class _Here:
             example = self.plan.images.read(image)
             inputs = self.plan.inputs(example.picture)
             with torch.no_grad():
-                outputs = self.plan.model(inputs)[0].float()
+                outputs = self.plan.model(inputs)[0]
+            check_rule(outputs, self.plan.options.probability)
             targets = self.targets(image, list(example.objects), outputs)
         except Exception as error:  # whatever a broken file leads to
             for name in self.configurations:
                 self.fail(image, "", name, error)
             return
+        flaws = _by_class(example)
         failed = set()
         for label, target in targets.items():
             for name, configuration in self.configurations.items():
-                if (configuration, image, label) in self.present:
+                key, lines = (configuration, image, label), flaws.get(label, [])
+                known = self.flaws.get(key, [])
+                if key in self.present and lines == known:
                     continue
                 objects, difficult = example.objects[label], example.difficult[label]
                 try:
@@ -414,8 +438,22 @@ class _Here:
                     failed.add(configuration)
                 else:
                     self.writer.add(row)
+                    if lines or known:  # after the row that it tells of
+                        self.writer.flaw(key, lines)
+        self.tell_unplayed(image, set(targets), flaws)
         complete = [it for it in self.configurations.values() if it not in failed]
         self.writer.finish(self.plan.selection, complete, image)
+
+    def tell_unplayed(
+        self, image: str, played: set[str], flaws: Mapping[str, list[str]]
+    ) -> None:
+        """The flaws of classes without a row; those of the others come with it."""
+        before = {key[2] for key in self.flaws if key[1] == image}
+        for label in {*before, *flaws} - played:
+            for configuration in self.configurations.values():
+                key, lines = (configuration, image, label), flaws.get(label, [])
+                if key not in self.present and lines != self.flaws.get(key, []):
+                    self.writer.flaw(key, lines)
 
     def targets(
         self, image: str, labels: list[str], outputs: Tensor
@@ -431,7 +469,8 @@ class _Here:
             known = self.outputs_of.get(label, [])  # a class of its own has none
             indices = known if index is None else [index]
             if indices:
-                found[label] = highest(outputs, indices)
+                rule = self.plan.options.probability
+                found[label] = highest(outputs, indices, rule)
         least = self.plan.min_probability
         return {name: it for name, it in found.items() if it.probability >= least}
 
@@ -475,6 +514,17 @@ class _Here:
         self.writer.fail(self.plan.selection, failure)
 
 
+def _by_class(example: Example) -> dict[str, list[str]]:
+    """Class -> a line for each flaw of its objects."""
+    found: dict[str, list[str]] = {}
+    for flaw in example.flaws:
+        text = f"{flaw.object}: {flaw.reason}"
+        # What a file or JSON may hold and no database takes.
+        line = text.encode(errors="backslashreplace").decode()
+        found.setdefault(flaw.label, []).append(line)
+    return found
+
+
 def _outputs_of(plan: Plan) -> dict[str, list[int]]:
     """The outputs of each class; an error now if the model cannot play at all."""
     height, width = plan.preprocess.crop
@@ -491,6 +541,7 @@ def _outputs_of(plan: Plan) -> dict[str, list[int]]:
         ) from None
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         raise ValueError("model must return one row of class scores for each image")
+    check_rule(outputs, plan.options.probability)
     need_maps = {"grad-cam", "mwp", "cmwp"} & set(plan.methods)
     if need_maps and plan.options.layer is None:
         last_feature_map(plan.model, blank)
@@ -505,10 +556,10 @@ def _outputs_of(plan: Plan) -> dict[str, list[int]]:
 
 def _judge(saliency: Tensor, objects: Tensor) -> _Judged:
     """Bring a map (1, 1, h, w) to the size of the image (H, W), and play."""
+    wide = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
+    (scaled,) = near_one([wide])  # no sum of finite values leaves the range
     # A map that shrinks must not lose a single high pixel between two samples.
-    maps = F.interpolate(
-        saliency.float(), objects.shape, mode="bilinear", antialias=True
-    )
+    maps = F.interpolate(scaled, objects.shape, mode="bilinear", antialias=True)
     truth = objects[None]
     energy = float(energy_pointing_game(maps, truth))
     row, column = divmod(int(maps.argmax()), maps.shape[3])

@@ -111,6 +111,9 @@ class Content:
         settings: Configuration -> what it is the hash of.
         difficult: Data set -> the list of difficult pairs ``[image, class]`` that the
             last run on it was given; None for the rule.
+        flaws: Key of a row -> what is wrong with the records of the objects that it is
+            judged on, a line each. There may be no such row: the class is empty where
+            it is not known, and does not play where all its objects are left out.
     """
 
     rows: dict[tuple[str, str, str], Row] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Content:
     done: set[tuple[str, str, str]] = field(default_factory=set)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     difficult: dict[str, list[list[str]] | None] = field(default_factory=dict)
+    flaws: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
 
 def configuration_of(settings: Mapping[str, Any]) -> str:
@@ -185,6 +189,10 @@ class Writer:
         values = tuple(asdict(failure)[name] for name in _FAILURE)
         self._write("failures", (*values, selection, time.time()))
 
+    def flaw(self, key: tuple[str, str, str], lines: list[str]) -> None:
+        """Say what is wrong with the objects of a key from now on, maybe nothing."""
+        self._write("flaws", (*key, json.dumps(lines), time.time()))
+
     def finish(self, selection: str, configurations: Iterable[str], image: str) -> None:
         """Say that an image is dealt with; what failed in such a run is mended."""
         for configuration in configurations:
@@ -246,11 +254,10 @@ def read(folder: Path) -> Content:
     failed: dict[tuple[str, str, str], _Failed] = {}
     finished: dict[tuple[str, str, str], float] = {}
     latest: dict[str, float] = {}
+    judged: dict[tuple[str, str, str], float] = {}
     for path in sorted(folder.glob(_PATTERN)):
         with closing(_open(path)) as database, _readable(path):
-            for values in database.execute(f"SELECT {', '.join(_ROW)} FROM results"):
-                row = _row(dict(zip(_ROW, values, strict=True)))
-                content.rows.setdefault(row.key, row)
+            _read_rows(database, content, judged)
             for *values, selection, when in database.execute("SELECT * FROM failures"):
                 new = _Failed(Failure(*values), selection, when)
                 key = (new.failure.configuration, new.failure.image, new.failure.label)
@@ -266,9 +273,33 @@ def read(folder: Path) -> Content:
                 if when >= latest.get(dataset, 0.0):
                     latest[dataset] = when
                     content.difficult[dataset] = json.loads(difficult)
+    content.flaws = {key: lines for key, lines in content.flaws.items() if lines}
     content.done = set(finished)
     content.failures = _standing(failed, finished, content.rows)
     return content
+
+
+def _read_rows(
+    database: sqlite3.Connection,
+    content: Content,
+    judged: dict[tuple[str, str, str], float],
+) -> None:
+    """Rows and flaws of one more file; of several, the last that told of its objects.
+
+    A row is written just before its flaws are, ``judged`` at that time.
+    """
+    here = {}
+    for *key, lines, when in database.execute("SELECT * FROM flaws"):
+        here[tuple(key)] = when
+        if judged.get(tuple(key), 0.0) < when:
+            content.flaws[tuple(key)] = json.loads(lines)
+    for values in database.execute(f"SELECT {', '.join(_ROW)} FROM results"):
+        row = _row(dict(zip(_ROW, values, strict=True)))
+        newer = judged.get(row.key, 0.0) < here.get(row.key, 0.0)
+        if newer or row.key not in content.rows:
+            content.rows[row.key] = row
+    for at, when in here.items():
+        judged[at] = max(judged.get(at, 0.0), when)
 
 
 class _Failed(NamedTuple):
@@ -316,12 +347,14 @@ CREATE TABLE IF NOT EXISTS failures
 CREATE TABLE IF NOT EXISTS done
     (selection, configuration, image, time,
     PRIMARY KEY (selection, configuration, image));
+CREATE TABLE IF NOT EXISTS flaws ({_KEY}, lines, time, PRIMARY KEY ({_KEY}));
 CREATE TABLE IF NOT EXISTS configurations
     (configuration PRIMARY KEY, settings, difficult, time);
 """
 # A column of each table that other files do not have.
 _LAST = {
-    "results": "seconds", "failures": "time", "done": "time", "configurations": "time",
+    "results": "seconds", "failures": "time", "done": "time", "flaws": "lines",
+    "configurations": "time",
 }  # fmt: skip
 
 

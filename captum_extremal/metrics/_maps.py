@@ -2,7 +2,9 @@
 
 Convention:
     The channels of an attribution are summed, as Captum's visualisation does, in
-    float32 at least. Who wants another reduction passes a single channel.
+    float32 at least. Who wants another reduction passes a single channel. Only what
+    maps are relative to each other counts, so that an example whose sums would leave
+    the range of their type is divided by a power of two first.
 """
 
 from __future__ import annotations
@@ -32,8 +34,62 @@ def attribution_maps(attributions: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
         check_spatial("attributions", tensor)
     _agree("in their first dimension N", [len(tensor) for tensor in tensors])
     _agree("in their device", [tensor.device for tensor in tensors])
-    dtypes = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
-    return [t.sum(dim=1, dtype=d) for t, d in zip(tensors, dtypes, strict=True)]
+    wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    return [t.sum(dim=1) for t in within_range(wide, max(t.shape[1] for t in wide))]
+
+
+def within_range(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Divide those examples that need it, so that sums of ``count`` values are finite.
+
+    The divisor is one power of two for all that the tensors hold of an example, (N,
+    ...), so that what is divided stays exact.
+
+    Example:
+        >>> within_range([torch.tensor([[3e38, 2e38], [3.0, 2.0]])], 2)[0].sum(dim=1)
+        tensor([1.2500e+38, 5.0000e+00])
+    """
+    room = 2.0 ** (2 * count - 1).bit_length()  # at least twice the count, for rounding
+    limit = min(torch.finfo(tensor.dtype).max for tensor in tensors) / room
+    large = torch.stack([peak_of(tensor) > limit for tensor in tensors]).any(dim=0)
+    if not large.any():
+        return list(tensors)
+    return [
+        tensor / _along(torch.where(large, room, 1.0).to(tensor.dtype), tensor)
+        for tensor in tensors
+    ]
+
+
+def near_one(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Divide each example by a power of two that brings its largest value to 1 to 2.
+
+    Signs count: what is largest is largest in the absolute, over all of the tensors.
+
+    Example:
+        >>> near_one([torch.tensor([[3e38, -1e38], [2e-38, 0.0]])])[0]
+        tensor([[ 1.7632, -0.5877],
+                [ 1.7014,  0.0000]])
+    """
+    peak = torch.stack([peak_of(tensor) for tensor in tensors]).amax(dim=0)
+    fraction = peak.frexp().mantissa  # in [0.5, 1), whatever the size of the number
+    usual = (peak > 0) & peak.isfinite()
+    unit = torch.where(usual, peak / (2 * fraction), 1.0)
+    return [tensor / _along(unit, tensor) for tensor in tensors]
+
+
+def peak_of(tensor: Tensor) -> Tensor:
+    """The largest absolute value of each example, (N, ...) -> (N,).
+
+    Example:
+        >>> peak_of(torch.tensor([[1.0, -3.0]]))
+        tensor([3.])
+    """
+    lowest, highest = tensor.flatten(1).aminmax(dim=1)
+    return torch.maximum(highest, -lowest)
+
+
+def _along(values: Tensor, tensor: Tensor) -> Tensor:
+    """One number for each example, (N,), in the way of broadcasting."""
+    return values.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def object_maps(

@@ -6,6 +6,10 @@ pairs of image and class and on a subset of difficult ones (Table 1).
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +20,72 @@ from captum_extremal._checks import check_count, check_non_negative
 from captum_extremal.metrics.pointing import pointing_game
 
 
-class PointingGame(Metric):
+class Accumulator(Metric):
+    """A metric with a state that tells its settings, for metrics to derive from.
+
+    A `torchmetrics.MetricCollection` updates one for all of those whose states were
+    equal after the first batch. Two metrics whose counts happen to agree by then, but
+    that go on differently, must differ in their states. Settings are the class, the
+    attributes and buffers that it sets, and which modules it holds.
+
+    Args:
+        **kwargs: Of `torchmetrics.Metric`.
+
+    Example:
+        >>> one, other, same = (PointingGame(1, tolerance=t) for t in (15, 0, 15))
+        >>> attributions = torch.tensor([[[0.0, 1.0]]])
+        >>> for metric in (one, other, same):
+        ...     metric.update(attributions, attributions[0] > 0, torch.tensor([0]))
+        >>> one.settings.equal(other.settings), one.settings.equal(same.settings)
+        (False, True)
+    """
+
+    settings: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
+        self._of_every_metric = {*vars(self), "_of_every_metric"}
+        # Bytes, which torchmetrics compares by `allclose` and takes the maximum of.
+        self.add_state("settings", torch.zeros(_BYTES).long(), dist_reduce_fx="max")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init_subclass__(**kwargs)
+        if "update" in vars(cls):
+            cls.update = _telling(cls.update)  # type: ignore[method-assign]
+
+    def _digest(self) -> list[int]:
+        """The same bytes for the same settings."""
+        others = {*self._of_every_metric, *self._defaults}
+        own = {name: it for name, it in vars(self).items() if name not in others}
+        try:
+            modules = {name: id(it) for name, it in self._modules.items()}
+            content = pickle.dumps((type(self), own, self._buffers, modules))
+        except (AttributeError, TypeError, pickle.PicklingError):  # such as a lambda
+            content = str(id(self)).encode()
+        return list(hashlib.sha256(content).digest()[:_BYTES])
+
+
+_BYTES = 16
+
+
+def _telling(update: Callable[..., None]) -> Callable[..., None]:
+    """An ``update`` that leaves the settings in the state too."""
+
+    @functools.wraps(update)
+    def told(self: Accumulator, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        update(self, *args, **kwargs)
+        self.settings = torch.tensor(self._digest(), device=self.settings.device)
+
+    return told
+
+
+class PointingGame(Accumulator):
     """Accuracy in the pointing game, by class: a `torchmetrics.Metric`.
 
     Needs the extra ``metrics``: ``pip install 'captum_extremal[metrics]'``. The state
-    is four counts a class and is summed over ranks by torchmetrics.
+    is four counts a class, summed over ranks by torchmetrics, and the settings as
+    bytes, so that a `torchmetrics.MetricCollection` takes games of other tolerances for
+    other metrics.
 
     Args:
         num_classes: Number of classes, 20 for VOC and 80 for COCO.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_extremal.metrics._maps import attribution_maps, object_maps
+from captum_extremal.metrics._maps import attribution_maps, near_one, object_maps
 
 
 def energy_pointing_game(
@@ -59,12 +59,11 @@ def energy_pointing_game(
     inside = torch.zeros((), device=maps[0].device)
     everywhere = torch.zeros((), device=maps[0].device)
     exists = torch.zeros((), dtype=torch.bool, device=maps[0].device)
-    finite = torch.ones((), dtype=torch.bool, device=maps[0].device)
-    for signed, on_object in zip(maps, objects, strict=True):
-        positive = signed.clamp(min=0)
+    finite = torch.stack([m.flatten(1).isfinite().all(dim=1) for m in maps]).all(dim=0)
+    positives = near_one([signed.clamp(min=0) for signed in maps])
+    for positive, on_object in zip(positives, objects, strict=True):
         inside = inside + positive.where(on_object, 0).flatten(1).sum(dim=1)
         everywhere = everywhere + positive.flatten(1).sum(dim=1)
         exists = exists | on_object.flatten(1).any(dim=1)
-        finite = finite & signed.flatten(1).isfinite().all(dim=1)
     share = inside / everywhere  # 0 / 0 is NaN
-    return share.where(exists & finite & everywhere.isfinite(), torch.nan)
+    return share.where(exists & finite, torch.nan)

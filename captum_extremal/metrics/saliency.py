@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_extremal._checks import check_floating, check_non_negative
 from captum_extremal.blur import gaussian_blur
+from captum_extremal.metrics._maps import within_range
 
 
 def masks_to_saliency(
@@ -35,7 +36,8 @@ def masks_to_saliency(
 
     Returns:
         Saliency in [0, A] of the dtype and device of ``masks``, a tuple if they are
-        one.
+        one. Where values far above 1 sum up to more than the dtype holds, the map of
+        that example is divided by a power of two.
 
     Raises:
         TypeError: If ``masks`` are not floating point or ``smooth`` is not a number.
@@ -72,11 +74,16 @@ def _checked(masks: Tensor) -> Tensor:
 
 
 def _saliency(masks: Tensor, smooth: float) -> Tensor:
-    total = masks.sum(dim=1)
-    sigma = smooth * min(masks.shape[3:])
+    count, size = masks.shape[1], masks.shape[3:]
+    (masks,) = within_range([masks], count)
+    wide = masks.to(torch.promote_types(masks.dtype, torch.float32))
+    # A Fourier transform along long axes sums over them.
+    (wide,) = within_range([wide], count * max(size) ** 3)
+    total = wide.sum(dim=1)
+    sigma = smooth * min(size)
     blurred = gaussian_blur(total, sigma, border="fade")
     axes = tuple(range(1, total.dim()))
     lowest, highest = total.amin(axes, keepdim=True), total.amax(axes, keepdim=True)
     # Round-off must not leave the range of what was averaged.
     blurred = blurred.clamp(torch.zeros_like(highest), highest)
-    return torch.where(lowest == highest, total, blurred)
+    return torch.where(lowest == highest, total, blurred).to(masks.dtype)

@@ -32,7 +32,8 @@ from captum_extremal._captum import (
     score_of_rows,
 )
 from captum_extremal._lattice import LINEAR
-from captum_extremal._model import as_found, warn_of_training
+from captum_extremal._model import Watch, as_found
+from captum_extremal._running import watched
 from captum_extremal.perturbations import (
     FadePerturbation,
     Perturbation,
@@ -127,7 +128,8 @@ class RISE(PerturbationAttribution):
 
         Returns:
             Attributions with shape, dtype and device of ``inputs``, equal over
-            channels; a tuple if ``inputs`` is one. Their scale is the score's.
+            channels; a tuple if ``inputs`` is one. Their scale is the score's; what
+            is beyond the largest number of the dtype becomes that number.
 
         Raises:
             ValueError: If an argument's value is out of range; the message names it.
@@ -149,8 +151,7 @@ class RISE(PerturbationAttribution):
         score = score_of_rows(
             self.forward_func, len(tensors[0]), target, additional_forward_args, device
         )
-        if not self._warned_of_training:
-            self._warned_of_training = warn_of_training(self.forward_func)
+        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
         source = torch.Generator().manual_seed(seed)
         masks = [
             _Masks.drawn(source, num_masks, grid_size, probability, x.shape[2:])
@@ -162,6 +163,7 @@ class RISE(PerturbationAttribution):
             torch.no_grad(),
         ):
             levels = [levels_of(self.perturbation, x.detach()) for x in tensors]
+            score = watched(watch, score, levels, perturbations_per_eval)
             num_rows = num_masks * len(tensors[0])
             forwards = -(-num_rows // perturbations_per_eval)
             bar = progress_bar(show_progress, self.get_name(), forwards)
@@ -169,12 +171,14 @@ class RISE(PerturbationAttribution):
                 sums = _weighted_sums(score, levels, masks, perturbations_per_eval, bar)
             finally:
                 bar.close()
+                self._warned_of_training = watch.warned
             if not all(total.isfinite().all() for total in sums):
                 raise RuntimeError(
                     "forward_func must give finite scores, got NaN or inf"
                 )
             attributions = tuple(
-                (total / (probability * num_masks))
+                (total * (_room(num_masks) / (probability * num_masks)))
+                .clamp(torch.finfo(x.dtype).min, torch.finfo(x.dtype).max)
                 .to(x.dtype)
                 .expand_as(x)
                 .contiguous()
@@ -244,11 +248,16 @@ def _weighted_sums(
     perturbations_per_eval: int,
     bar: ProgressBar,
 ) -> list[Tensor]:
-    """The sum over masks of score times mask, (N, 1, *S) for each input tensor."""
+    """The sum over masks of score times mask, (N, 1, *S) for each input tensor.
+
+    Divided by `_room`, and in float64 where the device has it, so that sums of finite
+    scores are finite and differences of large ones keep their digits.
+    """
     num_images, device = len(levels[0]), levels[0].device
     num_masks = len(masks[0].grids)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
     sums = [
-        torch.zeros(num_images, 1, *one.size, device=device, dtype=torch.float32)
+        torch.zeros(num_images, 1, *one.size, device=device, dtype=dtype)
         for one in masks
     ]
     # Rows in mask-major order, so that a chunk needs few masks.
@@ -264,9 +273,14 @@ def _weighted_sums(
             for of, mask in zip(levels, shown, strict=True)
         )
         scores = score(perturbed, images)
-        weights = scores.new_zeros(num_images, end - first)
-        weights[images, own] = scores
+        weights = torch.zeros(num_images, end - first, device=device, dtype=dtype)
+        weights[images, own] = scores.to(dtype) / _room(num_masks)
         for total, mask in zip(sums, shown, strict=True):
-            total += (weights.to(mask.dtype) @ mask.flatten(1)).view(total.shape)
+            total += (weights @ mask.flatten(1).to(dtype)).view(total.shape)
         bar.update()
     return sums
+
+
+def _room(count: int) -> float:
+    """A power of two, at least twice a count of numbers that are to be summed."""
+    return 2.0 ** (2 * count - 1).bit_length()

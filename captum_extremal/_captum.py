@@ -6,7 +6,7 @@ here and nowhere else, so that a new Captum version changes one file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +20,8 @@ from captum._utils.common import (
 )
 from captum._utils.progress import NullProgress, progress
 from torch import Tensor
+
+from captum_extremal._causes import batches_explained
 
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 
@@ -104,7 +106,8 @@ def select_targets(outputs: Tensor, target: Target) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"forward_func must return a tensor, got {type(outputs).__name__}; wrap "
-            "the model, or pass a reward that takes what it returns"
+            f"the model{_unwrapped(outputs)}, or pass a reward that takes what it "
+            "returns"
         )
     try:
         return _select_targets(outputs, target)
@@ -113,6 +116,16 @@ def select_targets(outputs: Tensor, target: Target) -> Tensor:
             f"target must name one output of each example in {tuple(outputs.shape)}, "
             f"got {target}: {error}"
         ) from error
+
+
+def _unwrapped(outputs: Any) -> str:  # noqa: ANN401
+    """How the first tensor is taken out of what a model returns."""
+    if isinstance(outputs, Mapping):
+        entries = list(outputs.items())
+    else:
+        entries = list(enumerate(outputs)) if isinstance(outputs, tuple | list) else []
+    keys = [key for key, value in entries if isinstance(value, Tensor)]
+    return f", as in lambda x: model(x)[{keys[0]!r}]" if keys else ""
 
 
 def run_forward(
@@ -166,16 +179,26 @@ def score_of_rows(
 
     def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
         outputs, chosen = forward(inputs, images)
-        return _one_score_each(select_targets(outputs, chosen), len(images))
+        return one_score_each(select_targets(outputs, chosen), len(images))
 
-    return score
+    return batches_explained(score)
 
 
-def _one_score_each(scores: Tensor, count: int) -> Tensor:
-    if scores.numel() != count:
+def one_score_each(scores: Tensor, count: int) -> Tensor:
+    """The same as (count,), as precise as they came and at least float32.
+
+    Raises:
+        ValueError: If there is another number of scores.
+        TypeError: If they are complex.
+    """
+    if not isinstance(scores, Tensor) or scores.numel() != count:
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores)
         raise ValueError(
             "forward_func and target must give one score per example: expected shape "
-            f"({count},), got {tuple(scores.shape)}"
+            f"({count},), got {shape}. Name one output with target, or reduce the "
+            "output in a function around the model, or in a reward"
         )
+    if scores.is_complex():
+        raise TypeError(f"forward_func must give real scores, got {scores.dtype}")
     scores = scores.reshape(count)
     return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -22,7 +22,9 @@ def smallest_sufficient(
         >>> smallest_sufficient([0.1, 0.5], scores, 2.5)
         tensor([0.5000,    nan])
     """
-    phi_0 = torch.as_tensor(threshold).to(scores).reshape(-1, 1)
+    if not isinstance(threshold, Tensor):
+        threshold = torch.tensor(threshold, dtype=torch.float64)
+    phi_0 = threshold.to(scores).reshape(-1, 1)
     sizes = torch.tensor(areas, dtype=torch.float64).to(scores)
     enough = torch.where(scores >= phi_0, sizes, torch.inf).amin(dim=1)
     return torch.where(enough.isinf(), torch.nan, enough)

@@ -25,6 +25,8 @@ from torch.nn.parallel.scatter_gather import scatter
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from captum_extremal._model import why_not_called
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -60,6 +62,7 @@ class Layer:
         at_input: bool,
         device_ids: Sequence[int] | None,
     ) -> None:
+        self._model = model
         self.module = module
         self.at_input = at_input
         self.device_ids = device_ids or getattr(model, "device_ids", None) or None
@@ -133,7 +136,8 @@ class Layer:
         if not found:
             raise ValueError(
                 "layer must be a part of forward_func that takes part in its forward, "
-                f"got one that is not called: {type(self.module).__name__}"
+                f"got one that is not called: {type(self.module).__name__}; "
+                f"{why_not_called(self._model, self.module)}"
             )
         return self._gathered(found)
 

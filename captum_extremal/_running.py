@@ -6,7 +6,7 @@ the same, whatever the masks are laid on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_extremal._captum import Target, forward_of_rows, progress_bar
+from captum_extremal._captum import (
+    Target,
+    forward_of_rows,
+    one_score_each,
+    progress_bar,
+)
+from captum_extremal._causes import Score, may_be_of_the_batch
+from captum_extremal._model import Watch
 from captum_extremal.rewards import Reward
 from captum_extremal.solvers import Problem, Solution, Solver
 from captum_extremal.solvers.anytime import Ended
@@ -58,20 +65,9 @@ def reward_of_rows(
 
     def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
         outputs, chosen = forward(inputs, images)
-        return _one_score_each(reward(outputs, chosen), len(images))
+        return one_score_each(reward(outputs, chosen), len(images))
 
     return score
-
-
-def _one_score_each(rewards: Tensor, count: int) -> Tensor:
-    if not isinstance(rewards, Tensor) or rewards.numel() != count:
-        shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards)
-        raise ValueError(
-            "forward_func, target and reward must give one score per example: expected "
-            f"shape ({count},), got {shape}. Name one output with target, or reduce "
-            "the output in a reward function"
-        )
-    return rewards.reshape(count).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +89,15 @@ class Found:
 
 
 def run(
-    problem: Problem, solver: Solver, seed: int, show_progress: bool, name: str
+    problem: Problem,
+    solver: Solver,
+    seed: int,
+    show_progress: bool,
+    name: str,
+    watch: Watch,
 ) -> Found:
     """Search for the masks of a problem and judge them."""
-    input_score = _score_of(problem, 1.0, "untouched")
-    perturbed_score = _score_of(problem, 0.0, "fully perturbed")
+    input_score, perturbed_score = _ends(problem, watch)
     bar = progress_bar(show_progress, name, getattr(solver, "total_steps", None))
     try:
         solution = solver.solve(problem, seed, bar.update)
@@ -121,13 +121,18 @@ def run(
     )
 
 
-def rewards_of(problem: Problem, masks: tuple[Tensor, ...]) -> Tensor:
+def rewards_of(problem: Problem, masks: tuple[Tensor, ...], watch: Watch) -> Tensor:
     """What masks of any origin, each tensor (N, A, 1, *S), are worth: (N, A)."""
     flat = tuple(
-        mask.detach().to(problem.device, torch.float32).flatten(0, 1) for mask in masks
+        mask.detach()
+        .to(problem.device, torch.promote_types(mask.dtype, torch.float32))
+        .flatten(0, 1)
+        for mask in masks
     )
     cells = torch.arange(problem.num_cells, device=problem.device)
-    rewards = problem.rewards(flat, cells)
+    with watch.forwards():
+        rewards = problem.rewards(flat, cells)
+    watch.warn(rewards[:1], lambda: problem.rewards(flat, cells)[:1])
     if not rewards.isfinite().all():
         raise RuntimeError("forward_func must give finite scores, got NaN or inf")
     return rewards.reshape(problem.num_images, len(problem.areas))
@@ -144,32 +149,92 @@ def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
     }
 
 
-def _score_of(problem: Problem, mask_value: float, name: str) -> Tensor:
-    """Scores of the inputs under a constant mask, (N,); these must be finite."""
+def _ends(problem: Problem, watch: Watch) -> tuple[Tensor, Tensor]:
+    """Scores (N,) of the untouched and of the fully perturbed inputs, both finite.
+
+    The first input stands among the perturbed ones once more, for its score must be
+    the same in every company.
+    """
     images = torch.arange(problem.num_images, device=problem.device)
+    kept = torch.ones(len(images), dtype=torch.float32, device=problem.device)
+    with watch.forwards():
+        untouched = _scores_under(problem, kept, images)
+        _check_finite(untouched, "untouched")
+        together, perturbed = None, None
+        if problem.perturbations_per_eval > 1:
+            company = torch.cat([kept[:1], 0 * kept])
+            try:
+                together = _scores_under(
+                    problem, company, torch.cat([images[:1], images])
+                )
+                perturbed = together[1:]
+            except Exception as error:
+                # A model may take no other number of rows.
+                if not may_be_of_the_batch(error):
+                    raise
+        if perturbed is None:
+            perturbed = _scores_under(problem, 0 * kept, images)
+    _check_finite(perturbed, "fully perturbed")
+    watch.warn(
+        untouched[:1], lambda: _scores_under(problem, kept[:1], images[:1]), together
+    )
+    return untouched, perturbed
+
+
+def watched(
+    watch: Watch, score: Score, levels: Sequence[Tensor], perturbations_per_eval: int
+) -> Score:
+    """The same score, which gives cause for a warning where there is any.
+
+    For methods that do not score the untouched inputs: their first forward is looked
+    at. Of a function that calls a model nothing is known, so that its first input is
+    scored for this purpose, alone and beside its perturbed form.
+    """
+    if watch.warned or not watch.blind:
+        return watch.first_call(score)
+    kept = tuple(level[:1, -1] for level in levels)
+    images = torch.zeros(1, dtype=torch.long, device=levels[0].device)
+    first = together = None
+    with torch.no_grad(), watch.forwards():
+        try:
+            first = score(kept, images)
+            if perturbations_per_eval > 1:
+                both = tuple(level[0, [-1, 0]] for level in levels)
+                together = score(both, images.repeat(2))
+        except Exception:  # the model's own, of any kind
+            # It may take no such number of rows, and what else is wrong shows in the
+            # run itself: to look for a warning must not fail it.
+            if first is None:
+                return score
+    with torch.no_grad():
+        watch.warn(first, lambda: score(kept, images), together)
+    return score
+
+
+def _scores_under(problem: Problem, values: Tensor, images: Tensor) -> Tensor:
+    """Scores (M,) of images under masks that are constant."""
     masks = tuple(
-        torch.full(
-            (problem.num_images, 1, *size),
-            mask_value,
-            dtype=torch.float32,
-            device=problem.device,
-        )
+        values.reshape(-1, *[1] * (len(size) + 1)).expand(-1, 1, *size)
         for size in problem.sizes
     )
-    scores = problem.scores(masks, images)
+    return problem.scores(masks, images)
+
+
+def _check_finite(scores: Tensor, name: str) -> None:
     if not scores.isfinite().all():
         raise ValueError(
             f"forward_func must give finite scores, got {scores.tolist()} for the "
             f"{name} inputs"
         )
-    return scores
 
 
 def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
     """Scores (K,) of what the delivered masks keep and of what they leave out."""
     images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
-    complement = tuple(1 - mask for mask in solution.masks)
-    scores = problem.scores(solution.masks, images), problem.scores(complement, images)
+    scores = (
+        problem.scores(solution.masks, images),
+        problem.scores(solution.masks, images, complement=True),
+    )
     if not all(score.isfinite().all() for score in scores):
         raise RuntimeError(
             "forward_func must give finite scores, got NaN or infinity for the masks "

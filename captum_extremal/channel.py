@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from captum_extremal import _checks
 from captum_extremal._captum import Target, as_tuple, check_target, forward_of_rows
+from captum_extremal._causes import batches_explained
+from captum_extremal._features import hint_at_features
 from captum_extremal._layer import Layer
-from captum_extremal._model import as_found, check_differentiable, warn_of_training
+from captum_extremal._model import Watch, as_found, check_differentiable, uncompiled
 from captum_extremal._running import (
     SearchInterrupted,
     reward_of_rows,
@@ -117,6 +119,7 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         _checks.check_callable("reward", self.reward)
         _checks.check_method("solver", self.solver, "solve")
         self._warned_of_training = False
+        self._hinted_at_features = False
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -160,7 +163,8 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
                 tensor that broadcasts to the activation; a tuple of them, one for each
                 tensor, if the layer has several.
             channel_dim: Which dimension of the activation the channels are; 1 for
-                (N, K, H, W), 2 or -1 for a transformer's (N, tokens, K).
+                (N, K, H, W), 2 or -1 for a transformer's (N, tokens, K), of which a
+                warning reminds where the activation may be one.
             game: ``"preservation"`` keeps the score high with the channels of the mask
                 alone, ``"deletion"`` low without them, ``"hybrid"`` both (Sec. 3.2).
             perturbations_per_eval: The most activations that one forward of the model
@@ -252,7 +256,14 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             perturbations_per_eval,
         ) as channels:
             name = self.get_name()
-            found = run(channels.problem, self.solver, seed, show_progress, name)
+            found = run(
+                channels.problem,
+                self.solver,
+                seed,
+                show_progress,
+                name,
+                channels.watch,
+            )
         masks = tuple(mask.squeeze(2) for mask in found.masks)
         several = len(masks) > 1
         settings = settings_of(
@@ -341,7 +352,9 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         ) as channels:
             _check_masks(given, channels, len(areas))
             return rewards_of(
-                channels.problem, tuple(mask.unsqueeze(2) for mask in given)
+                channels.problem,
+                tuple(mask.unsqueeze(2) for mask in given),
+                channels.watch,
             )
 
     @contextmanager
@@ -368,23 +381,36 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         batch = _checks.check_count("perturbations_per_eval", perturbations_per_eval)
         check_target(target, num_images)
         check_differentiable(self.forward_func)
-        if not self._warned_of_training:
-            self._warned_of_training = warn_of_training(self.forward_func)
         device = tensors[0].device
-        with as_found(self.forward_func, device), torch.inference_mode(False):
+        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
+        with (
+            as_found(self.forward_func, device),
+            torch.inference_mode(False),
+            uncompiled(),
+        ):
             tensors = tuple(tensor.detach().clone() for tensor in tensors)
             rows = torch.arange(num_images, device=device)
             forward = forward_of_rows(
                 self.forward_func, None, additional_forward_args, num_images, device
             )
+            outputs = batches_explained(lambda *part: forward(*part)[0])
             layer = Layer(self.forward_func, self.layer, at_input, self.device_ids)
-            activations = layer.read(
-                [
-                    lambda part=part: forward(tuple(t[part] for t in tensors), part)  # type: ignore[misc]
-                    for part in rows.split(batch)
-                ]
-            )
-            dim = _check_activations(activations, num_images, channel_dim)
+            with watch.forwards():
+                activations = layer.read(
+                    [
+                        lambda part=part: outputs(tuple(t[part] for t in tensors), part)  # type: ignore[misc]
+                        for part in rows.split(batch)
+                    ]
+                )
+            dim = _check_activations(activations, num_images, channel_dim, batch)
+            if not self._hinted_at_features:
+                # Whoever names another dimension once needs no hint.
+                self._hinted_at_features = channel_dim != 1 or any(
+                    hint_at_features(
+                        activation.shape, self.layer, self.forward_func, at_input
+                    )
+                    for activation in activations
+                )
             # In another order and number than any part that was read.
             others = torch.cat([rows.flip(0), rows[:1]])[-batch:]
             layer.compare(
@@ -420,8 +446,11 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
                 game,
                 batch,
             )
-            with layer.overwritten():
-                yield _Channels(problem, activations, dim)
+            try:
+                with layer.overwritten():
+                    yield _Channels(problem, activations, dim, watch)
+            finally:
+                self._warned_of_training = watch.warned
 
 
 @dataclass(frozen=True, eq=False)
@@ -431,6 +460,7 @@ class _Channels:
     problem: Problem
     activations: tuple[Tensor, ...]
     dim: int
+    watch: Watch
 
 
 # --- checks ---
@@ -449,7 +479,7 @@ def _num_examples(tensors: tuple[Tensor, ...]) -> int:
 
 
 def _check_activations(
-    activations: tuple[Tensor, ...], num_images: int, channel_dim: int
+    activations: tuple[Tensor, ...], num_images: int, channel_dim: int, batch: int
 ) -> int:
     """The channel dimension, counted from the front."""
     _checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
@@ -460,7 +490,7 @@ def _check_activations(
         if not shape or shape[0] != num_images or 0 in shape:
             raise ValueError(
                 f"layer must give one row for each of the {num_images} examples, got "
-                f"an activation of shape {shape}"
+                f"an activation of shape {shape}{_one_at_a_time(num_images, batch)}"
             )
         if len(shape) < 2:
             raise ValueError(f"layer must give channels, got values of shape {shape}")
@@ -475,6 +505,12 @@ def _check_activations(
             f"{' and '.join(str(tuple(tensor.shape)) for tensor in activations)}"
         )
     return found.pop()
+
+
+def _one_at_a_time(num_images: int, batch: int) -> str:
+    if min(num_images, batch) == 1:
+        return ""
+    return "; if forward_func takes batches of one alone: perturbations_per_eval=1"
 
 
 def _check_masks(

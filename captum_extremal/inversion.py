@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 from captum_extremal import _checks, channel_result
 from captum_extremal._captum import ProgressBar, progress_bar
+from captum_extremal._causes import batches_explained, of_gradients
+from captum_extremal._features import hint_at_features
 from captum_extremal._model import (
+    Watch,
     as_found,
     check_differentiable,
     layer_output,
     module_of,
-    warn_of_training,
+    uncompiled,
 )
 from captum_extremal.image_priors import (
     ImagePrior,
@@ -45,7 +48,8 @@ _VIEWS = 16  # of the first image: a score without gradient must differ among th
 _PREFIX_TOKENS = (0, 1, 2, 4, 5, 8)  # class and register tokens of a transformer
 _CUT = (
     "forward_func must let gradients pass from the image to layer, but the layer's "
-    "output has none (torch.no_grad, or detached?)"
+    "output has none (torch.no_grad, detached, or inside of torch.utils.checkpoint "
+    "without use_reentrant=False?)"
 )
 
 
@@ -218,6 +222,7 @@ class FeatureInversion:
         if not isinstance(self.prior, ImagePrior):
             raise TypeError(f"prior must be an ImagePrior, got {type(prior).__name__}")
         self._warned_of_training = False
+        self._hinted_at_features = False
         self.iterations = _checks.check_count("iterations", iterations)
         self.learning_rate = _checks.check_positive("learning_rate", learning_rate)
 
@@ -239,14 +244,14 @@ class FeatureInversion:
             RuntimeError: If the model was made inside ``torch.inference_mode()``.
         """
         self._check_inputs(inputs)
-        self._check_model()
+        check_differentiable(self.forward_func)
         first = self._first_parameter()
         with torch.inference_mode(False), torch.no_grad():
             images = inputs.detach().clone()
             if first is not None:
                 images = images.to(first.device, first.dtype)
-            with as_found(self.forward_func, images.device):
-                return layer_output(self.forward_func, self.layer, images)
+            with as_found(self.forward_func, images.device), uncompiled():
+                return self._watched(images)
 
     def invert(
         self,
@@ -291,6 +296,7 @@ class FeatureInversion:
                 target, after = activations.detach().clone(), ""
             else:
                 target = _masked(activations, masks, self.channel_dim)
+                self._hint_at_features(target)
                 after = " once masked"
             _check_rows(target)
             called = [f"row {row}{after}" for row in range(len(target))]
@@ -337,6 +343,7 @@ class FeatureInversion:
             return means.gather(1, wanted)[:, 0]
 
         def fits(found: Tensor) -> None:
+            self._hint_at_features(found)
             count = found.shape[self.channel_dim]
             wrong = [k for k in chosen.tolist() if not 0 <= k < count]
             if wrong:
@@ -389,6 +396,7 @@ class FeatureInversion:
                 activations, masks, size, self.channel_dim, grid
             )
             kept = _masked(activations, masks, self.channel_dim)
+            self._hint_at_features(kept)
             rows = range(len(inputs))
             both = self._invert(
                 torch.cat([activations, kept]),
@@ -473,13 +481,17 @@ class FeatureInversion:
         """
         seed = _checks.check_count("seed", seed, minimum=0)
         images_per_run = _checks.check_count("images_per_run", images_per_run)
-        self._check_model()
+        check_differentiable(self.forward_func)
         device, _ = self._place()
         chunks = torch.arange(len(called), device=device).split(images_per_run)
         canvas = _Canvas(
             self.prior, len(self.mean), size, self.iterations, seed, device
         )
-        with as_found(self.forward_func, device), torch.enable_grad():
+        with (
+            as_found(self.forward_func, device),
+            uncompiled(),
+            torch.enable_grad(),
+        ):
             fits(self._probe(size))
             self._check_awake(score, chunks, called, canvas)
             bar = progress_bar(
@@ -501,10 +513,35 @@ class FeatureInversion:
         device, dtype = self._place()
         grey = torch.full((1, len(self.mean), *size), 0.5, device=device, dtype=dtype)
         inputs = self._normalised(grey).requires_grad_()
-        found = layer_output(self.forward_func, self.layer, inputs)
+        found = self._watched(inputs)
         if not found.requires_grad:
             raise RuntimeError(_CUT)
         _checks.check_channel_dim(found.shape, self.channel_dim)
+        return found
+
+    def _watched(self, inputs: Tensor) -> Tensor:
+        """The layer's output in a whole forward, of which a first warning may come."""
+        watch = Watch(
+            self.forward_func,
+            inputs.device,
+            "activations",
+            "images",
+            self._warned_of_training,
+        )
+        try:
+            with watch.forwards():
+                found = layer_output(self.forward_func, self.layer, inputs)
+            watch.warn(
+                found[:1],
+                lambda: layer_output(self.forward_func, self.layer, inputs[:1]),
+            )
+        finally:
+            self._warned_of_training = watch.warned
+        if found.dim() == 0 or len(found) != len(inputs):
+            raise ValueError(
+                f"layer must give one row for each of the {len(inputs)} images, got "
+                f"an activation of shape {tuple(found.shape)}"
+            )
         return found
 
     def _check_awake(
@@ -524,7 +561,16 @@ class FeatureInversion:
             spectrum = canvas.start.repeat(len(rows), 1, 1, 1, 1).requires_grad_()
             seen = canvas.seen(canvas.images(spectrum), 0)
             found = score(self._output(seen), rows)
-            (gradient,) = torch.autograd.grad(found.sum(), spectrum, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(
+                    found.sum(), spectrum, allow_unused=True
+                )
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise of_gradients(
+                    error, "An inversion needs a differentiable model"
+                ) from error
             if gradient is None:
                 raise RuntimeError(_CUT)
             gradient = gradient.flatten(1)
@@ -556,8 +602,14 @@ class FeatureInversion:
         """The layer's output for images in [0, 1]."""
         _, dtype = self._place()
         inputs = self._normalised(images.to(dtype))
-        found = layer_output(self.forward_func, self.layer, inputs, go_on=False)
-        return found.float()
+        run = batches_explained(
+            lambda shown, _: layer_output(
+                self.forward_func, self.layer, shown[0], go_on=False
+            ),
+            "images_per_run",
+            rows_of_outputs=True,
+        )
+        return run((inputs,), torch.arange(len(inputs))).float()
 
     def _climb(
         self,
@@ -616,11 +668,10 @@ class FeatureInversion:
                 f"values, got {tuple(inputs.shape)}"
             )
 
-    def _check_model(self) -> None:
-        check_differentiable(self.forward_func)
-        if not self._warned_of_training:
-            self._warned_of_training = warn_of_training(
-                self.forward_func, "activations", "images"
+    def _hint_at_features(self, found: Tensor) -> None:
+        if self.channel_dim == 1 and not self._hinted_at_features:
+            self._hinted_at_features = hint_at_features(
+                found.shape, self.layer, self.forward_func
             )
 
 

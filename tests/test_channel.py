@@ -773,3 +773,161 @@ def test_both_methods_agree_where_pixels_are_channels():
     pixels = ExtremalPerturbation(model, "fade")
     score = pixels.evaluate(torch.ones(1, 1, 4), by_channel.masks[:, :, None])
     assert score.tolist() == by_channel.scores.tolist() == [[7.0]]
+
+
+# --- layers whose hooks are not called, models of odd kinds ---
+
+
+def sequence():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2)
+    ).eval()
+
+
+@pytest.mark.parametrize("before", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("way", ["module", "in place", "function", "part"])
+def test_the_layers_of_a_compiled_model_that_has_run(before, way):
+    torch._dynamo.reset()
+    model, inputs = sequence(), varied((2, 1, 6, 6))
+    expected = method_of(model, model[1], solver=SHORT).optimize(inputs, 0, [1, 2])
+    if way == "in place":
+        model.compile(backend="eager")
+    compiled = {
+        "module": lambda: torch.compile(model, backend="eager"),
+        "in place": lambda: model,
+        "function": lambda: torch.compile(lambda x: model(x), backend="eager"),
+        "part": lambda: nn.Sequential(torch.compile(model, backend="eager")),
+    }[way]()
+    with before():
+        compiled(inputs)
+    method = method_of(compiled, model[1], solver=SHORT)
+    found = method.optimize(inputs, 0, [1, 2])
+    assert torch.equal(found.masks, expected.masks)
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_a_layer_of_a_copy_is_named():
+    model = sequence()
+    other = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"none of forward_func.modules\(\)"):
+        method_of(model, other[1]).attribute(varied((1, 1, 6, 6)), 0, 1)
+
+
+def test_a_layer_whose_forward_is_called_directly():
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer.forward(x)
+
+    model = Direct()
+    with pytest.raises(ValueError, match=r"layer must be a part .*layer.forward\(x\)"):
+        method_of(model, model.layer).attribute(torch.ones(1, 4), 0, 1)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_model_for_batches_of_one_is_named(images):
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = sequence()
+
+        def forward(self, x):
+            return self.body(x.reshape(1, 1, 6, 6))
+
+    model, inputs = One(), varied((images, 1, 6, 6))
+    method = method_of(model, model.body[1], solver=SHORT)
+    text = "takes batches of one alone: perturbations_per_eval=1"
+    with pytest.raises(RuntimeError, match=text):
+        method.optimize(inputs, 0, [1, 2])
+    found = method.optimize(inputs, 0, [1, 2], perturbations_per_eval=1, game="hybrid")
+    expected = method_of(model.body, model.body[1], solver=SHORT).optimize(
+        inputs, 0, [1, 2], game="hybrid"
+    )
+    assert torch.equal(found.masks, expected.masks)
+
+
+def test_a_layer_that_keeps_the_first_row_only():
+    layer = nn.Identity()
+    method = ChannelExtremalPerturbation(lambda x: layer(x[:1]).sum((1, 2, 3)), layer)
+    with pytest.raises(ValueError, match="perturbations_per_eval=1"):
+        method.attribute(ones(2), None, 1)
+
+
+# --- tokens ---
+
+
+class Tokens(nn.Module):
+    """(N, 17, 8), of which feature 5 decides."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.block = layer
+
+    def forward(self, x):
+        return self.block(x)[..., 5].flatten(1).mean(dim=1)
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.LayerNorm(8)])
+def test_tokens_are_hinted_at_once(layer):
+    torch.manual_seed(0)
+    model, inputs = Tokens(layer), torch.rand(1, 17, 8) + 0.5
+    method = method_of(model, model.block)
+    with pytest.warns(UserWarning, match=r"channel_dim=2 or -1 takes the 8") as caught:
+        method.optimize(inputs, areas=[1])
+    assert caught[0].filename == __file__
+    method.optimize(inputs, areas=[1])
+    found = method_of(model, model.block).optimize(inputs, areas=[1], channel_dim=-1)
+    assert kept(found.masks) == [[{5}]]
+
+
+def test_channels_last_are_hinted_at():
+    model, inputs = Tokens(nn.LayerNorm(8)), torch.rand(1, 3, 4, 8)
+    with pytest.warns(UserWarning, match="channel_dim=3 or -1 takes the 8 features"):
+        method_of(model, model.block).optimize(inputs, areas=[1])
+
+
+def test_signals_and_whoever_names_a_dimension_get_no_hint():
+    signal = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU(), nn.Flatten())
+    method = ChannelExtremalPerturbation(lambda x: signal(x).sum(1), signal[1])
+    method.optimize(varied((1, 1, 19)), areas=[1])
+    model = Tokens(nn.Identity())
+    method_of(model, model.block).optimize(
+        torch.rand(1, 17, 8), areas=[1], channel_dim=-2
+    )
+
+
+# --- precision ---
+
+
+def test_small_differences_of_large_scores_decide():
+    layer = nn.Identity()
+
+    def model(x):
+        # What the gradient at all channels favours, 4 and 3, is worth less than 0.
+        a = layer(x)
+        return 1e8 + 1e-3 * (6 * a[:, 0] * (1 - a[:, 1]) + a[:, 3] + 2 * a[:, 4])
+
+    method = ChannelExtremalPerturbation(model, layer, solver=ChannelSolver(1))
+    inputs = torch.ones(1, 6, dtype=torch.float64)
+    for count, channels, worth in ((1, {0}, 6e-3), (2, {0, 4}, 8e-3)):
+        result = method.optimize(inputs, None, [count])
+        assert kept(result.masks) == [[channels]]
+        expected = torch.tensor([[1e8 + worth]], dtype=torch.float64)
+        torch.testing.assert_close(result.scores, expected, rtol=1e-15, atol=1e-7)
+        assert result.smallest_sufficient_count(1e8 + worth).tolist() == [count]
+
+
+def test_the_history_of_a_descent_is_as_precise_and_as_long():
+    layer = nn.Identity()
+    solver = ChannelDescent(iterations=5, time_limit=1e-9)
+    method = ChannelExtremalPerturbation(
+        lambda x: 1e8 + 1e-3 * layer(x).sum(dim=1), layer, solver=solver
+    )
+    inputs = torch.ones(1, 6, dtype=torch.float64)
+    history = method.optimize(inputs, None, [1]).history
+    assert history["reward"].shape == history["area_loss"].shape == (1, 1, 5)
+    assert float(history["reward"][0, 0, 0]) == pytest.approx(1e8 + 6e-3, abs=1e-6)
+    assert history["reward"][0, 0, 1:].isnan().all()

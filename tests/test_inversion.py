@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_extremal import FeatureInversion, ImagePrior, channel_saliency
 from captum_extremal.inversion import Inversion
@@ -898,3 +899,71 @@ def test_the_result_holds_what_it_is_given():
     found = Inversion(grey, -grey, torch.ones(1), torch.zeros(1, 3))
     assert found.images is grey
     assert float(found.inputs.mean()) == -0.5
+
+
+@pytest.mark.parametrize("before", [torch.no_grad, torch.enable_grad])
+def test_a_compiled_model_that_has_run_gives_the_same(before):
+    torch._dynamo.reset()
+    model = Colours()
+    fast = torch.compile(model, backend="eager")
+    with before():
+        fast(varied((1, 3, *SIZE)))
+    found = method(fast, model.layer).channel([RED, BLUE], size=SIZE)
+    expected = method(Colours()).channel([RED, BLUE], size=SIZE)
+    torch.testing.assert_close(found.images, expected.images)
+    inputs = varied((1, 3, *SIZE))
+    torch.testing.assert_close(
+        method(fast, model.layer).activations(inputs), model.layer(inputs)
+    )
+
+
+@pytest.mark.parametrize(
+    "front",
+    [lambda x: x.reshape(1, 3, *SIZE), lambda x: x[:1]],
+    ids=["reshape", "first row"],
+)
+def test_a_model_for_batches_of_one_is_named(front):
+    class One(Colours):
+        def forward(self, images):
+            return super().forward(front(images))
+
+    text = "takes batches of one alone: images_per_run=1"
+    with pytest.raises((RuntimeError, ValueError), match=text):
+        method(One()).channel([RED, BLUE], size=SIZE)
+    found = method(One()).channel([RED, BLUE], size=SIZE, images_per_run=1)
+    expected = method().channel([RED, BLUE], size=SIZE, images_per_run=1)
+    torch.testing.assert_close(found.images, expected.images)
+
+
+def test_activations_have_a_row_for_each_image():
+    class First(Colours):
+        def forward(self, images):
+            return super().forward(images[:1])
+
+    with pytest.raises(ValueError, match="one row for each of the 2 images"):
+        method(First()).activations(varied((2, 3, *SIZE)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("inside", [True, False])
+def test_reentrant_checkpointing_is_named(inside):
+    class Checked(Colours):
+        def __init__(self):
+            super().__init__()
+            self.after = nn.Identity()
+
+        def forward(self, images):
+            return self.after(checkpoint(self.layer, images, use_reentrant=True))
+
+    model = Checked()
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        method(model, model.layer if inside else model.after).channel(0, size=SIZE)
+
+
+def test_tokens_are_hinted_at_once():
+    model = Tokens()
+    inversion = method(model, model.block, iterations=1)
+    with pytest.warns(UserWarning, match=r"channel_dim=2 or -1 takes the 3 features"):
+        inversion.channel(5, size=SIZE)
+    inversion.channel(6, size=SIZE)
+    method(model, model.block, channel_dim=-1, iterations=1).channel(0, size=SIZE)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import random
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from captum_extremal._model import (
+    Watch,
     as_found,
     layer_output,
     made_in_inference_mode,
     training_layers,
+    uncompiled,
+    why_not_called,
 )
 from tiny_models import Blocks, ConvNet, NoModel, constant, traces, varied
 
@@ -265,3 +272,137 @@ def test_a_layer_must_run_exactly_once():
         layer_output(twice, shared, constant())
     with pytest.raises(ValueError, match=r"layer must run once .* but ran 0 times"):
         layer_output(nn.Identity(), shared, constant())
+
+
+def test_why_a_layer_was_not_called_is_told():
+    model = nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1))
+    for other in (copy.deepcopy(model)[0], nn.ReLU()):
+        assert "it is none of forward_func.modules()" in why_not_called(model, other)
+    assert "out_proj" in why_not_called(model, model[1].out_proj)
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
+    assert "a GraphModule" in why_not_called(traced, getattr(traced, "0"))
+    # Of a function nothing is known.
+    assert "layer.forward(x)" in why_not_called(lambda x: x, nn.ReLU())
+
+
+def test_compiled_models_run_as_written_where_hooks_are_needed():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    fast = torch.compile(model, backend="eager")
+    seen = []
+    with torch.no_grad():
+        fast(torch.ones(1, 2))
+        model[0].register_forward_hook(lambda *_: seen.append("hook"))
+        with uncompiled():
+            found = fast(torch.ones(1, 2))
+    assert seen == ["hook"]
+    assert torch.equal(found, model(torch.ones(1, 2)))
+
+
+# --- as_found and Watch: chance, and what is kept of a batch ---
+
+
+def test_the_generators_of_python_and_numpy_are_put_back():
+    before = traces(None)
+    with as_found(Blocks(), CPU):
+        random.random()
+        np.random.rand()  # noqa: NPY002
+    assert traces(None) == before
+
+
+class Change(nn.Module):
+    """Changes a row (K, 8) in some way."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+        self.own = torch.Generator()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        return self.change(self, x)
+
+
+def count(module, x):
+    if module.training:
+        module.mean += x.mean(dim=0)
+    return x
+
+
+KINDS = {
+    "functional dropout": lambda m, x: nn.functional.dropout(x, 0.5, m.training),
+    "noise": lambda m, x: x + torch.randn_like(x) if m.training else x,
+    "NumPy's noise": lambda m, x: (
+        x + np.random.randn() if m.training else x  # noqa: NPY002
+    ),
+    "Python's noise": lambda m, x: x + random.random() if m.training else x,
+    "statistics": count,
+}
+ALWAYS = {
+    "dropout": lambda m, x: nn.functional.dropout(x, 0.5),
+    "own generator": lambda m, x: x + torch.randn(x.shape, generator=m.own),
+}
+
+
+def warnings_of(model, rows=1):
+    """What a watch says of a model: of one row, alone and with another."""
+    watch = Watch(model, CPU)
+    inputs = torch.arange(1.0, 17.0).reshape(2, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with watch.forwards():
+            first, together = model(inputs[:1]), model(inputs)
+        watch.warn(first, lambda: model(inputs[:1]), together)
+        watch.warn(first, lambda: model(inputs[:1]), together)
+    assert watch.warned == bool(caught)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_mode_is_told_by_what_it_does(kind):
+    model = nn.Sequential(Change(KINDS[kind])).train()
+    with as_found(model, CPU):
+        (text,) = warnings_of(model)
+        assert text.startswith("forward_func is in training mode: its scores depend")
+        assert warnings_of(model.eval()) == []
+
+
+@pytest.mark.parametrize("kind", ALWAYS)
+def test_chance_in_evaluation_mode_is_told(kind):
+    with as_found(None, CPU):
+        (text,) = warnings_of(Change(ALWAYS[kind]).eval())
+    assert text.startswith("forward_func gives another score each time")
+
+
+@pytest.mark.parametrize("kind", ["functional dropout", "noise", "NumPy's noise"])
+def test_chance_inside_of_a_function_is_told(kind):
+    model = Change(KINDS[kind]).train()
+    with as_found(None, CPU):
+        (text,) = warnings_of(lambda x: model(x))
+        assert "a part in training mode" in text
+        model.eval()
+        assert warnings_of(lambda x: model(x)) == []
+
+
+def test_normalisation_over_the_batch_is_told():
+    def model(x):
+        return x - x.mean(dim=0)
+
+    (text,) = warnings_of(model)
+    assert text.startswith("forward_func gives an example other scores in other batch")
+    norm = nn.BatchNorm1d(8, track_running_stats=False).eval()
+    assert len(warnings_of(lambda x: norm(torch.cat([x, 0 * x])))) == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Dropout(0.0).train(), nn.Linear(8, 2).train(), nn.LayerNorm(8).train(),
+        # Random numbers that do not matter, and the rounding of bfloat16.
+        lambda x: x + 0 * torch.rand_like(x),
+        lambda x: x * (1 + 1e-3 * len(x)),
+    ],
+    ids=["no dropout", "linear", "LayerNorm", "unused", "rounding"],
+)  # fmt: skip
+def test_others_are_not_warned_of(model):
+    with as_found(model, CPU):
+        assert warnings_of(model) == []

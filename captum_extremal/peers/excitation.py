@@ -33,7 +33,13 @@ from captum_extremal._captum import (
     run_forward,
     select_targets,
 )
-from captum_extremal._model import as_found, made_in_inference_mode, training_layers
+from captum_extremal._model import (
+    as_found,
+    made_in_inference_mode,
+    training_layers,
+    uncompiled,
+    why_not_called,
+)
 from captum_extremal.peers._rules import ExcitationMode, check_path, negate_last_weights
 
 
@@ -170,7 +176,11 @@ class ExcitationBackprop(LayerAttribution):
             for arg in as_arguments(additional_forward_args)
         )
         device = tensors[0].device
-        with as_found(self.forward_func, device), torch.inference_mode(False):
+        with (
+            as_found(self.forward_func, device),
+            torch.inference_mode(False),
+            uncompiled(),
+        ):
             copies = tuple(tensor.detach().clone() for tensor in tensors)
             with (
                 torch.no_grad(),
@@ -178,6 +188,11 @@ class ExcitationBackprop(LayerAttribution):
                 ExcitationMode(),
             ):
                 outputs = run_forward(self.forward_func, copies, arguments)
+            if not taps:
+                raise ValueError(
+                    "layer must be called once in a forward of forward_func, got 0 "
+                    f"calls: {why_not_called(self.forward_func, self.layer)}"
+                )
             tap = _the_only(taps)
             with torch.enable_grad():
                 chosen = select_targets(outputs, target)

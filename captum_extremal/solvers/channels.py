@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count, area_loss
@@ -35,7 +36,7 @@ from captum_extremal.solvers.problem import Masks, Problem, Solution
 _TRIED = 16  # exchanges of single channels a round
 _TOGETHER = (2, 4, 8)  # channels that are exchanged at once
 _SHORTLIST = 128  # channels on either side that an exchange is chosen from
-_BETTER = 1e-5  # share of a reward within which rounding must not decide
+_BETTER = 84  # units in the last place, within which rounding must not decide
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class _Swaps:
         rewards[rows, columns] = self._rewards(tuple(candidates), cells[rows])
         top, place = rewards.max(dim=1)
         before = self.best[cells]
-        better = top > before + _BETTER * before.abs()
+        better = top > before + _BETTER * torch.finfo(before.dtype).eps * before.abs()
         self.best[cells] = torch.where(better, top, before)
         chosen = offers[torch.arange(len(cells), device=cells.device), place]
         updated = torch.where(better[:, None], chosen, masks[which].squeeze(1))
@@ -349,11 +350,7 @@ class ChannelDescent:
             for size in problem.sizes
         ]
         optimizer = torch.optim.Adam(masks, lr=self.learning_rate)
-        shape = (self.iterations, len(cells))
-        history = {
-            name: torch.full(shape, torch.nan, device=problem.device)
-            for name in ("reward", "area_loss")
-        }
+        series: dict[str, list[Tensor]] = {"reward": [], "area_loss": []}
         with stopping(self.time_limit) as stop:
             for iteration in range(self.iterations):
                 leaves = [mask.detach().requires_grad_() for mask in masks]
@@ -367,12 +364,17 @@ class ChannelDescent:
                 optimizer.step()
                 for mask in masks:
                     mask.clamp_(0, 1)
-                history["reward"][iteration] = rewards
-                history["area_loss"][iteration] = loss.detach()
+                series["reward"].append(rewards)
+                series["area_loss"].append(loss.detach())
                 on_step(1)
                 if stop():
                     break
-        _check_finite(problem, history["reward"][: iteration + 1], masks)
+        left = (0, 0, 0, self.iterations - len(series["reward"]))
+        history = {
+            name: F.pad(torch.stack(values), left, value=torch.nan)
+            for name, values in series.items()
+        }
+        _check_finite(problem, torch.stack(series["reward"]), masks)
         return Solution(_binary(problem, masks), history, stop.ended)
 
 

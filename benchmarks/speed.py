@@ -1,6 +1,6 @@
 """What the library costs beyond the model, on one thread of a CPU.
 
-    python benchmarks/speed.py [--quick] [--only step,masks,search,recipe]
+    python benchmarks/speed.py [--quick] [--only step,masks,search,recipe,large]
 
 Every goal is a ratio of two things that are measured in turn, A B A B; medians and
 quartiles of the ratio are kept. Results go to ``benchmarks/results/speed.json``, each
@@ -19,6 +19,9 @@ part with its date and machine, and from there to the tables in ``docs/speed.md`
   the default solver gives the wall time of an image. TorchRay's own code is run for a
   few iterations, twice; their difference is scaled to its 800.
 - recipe: what makes a model fast on a CPU, EfficientNet-Lite0 as an example.
+- large: a picture of 2160 x 3840. Seconds for its levels and for the masks of three
+  areas; the peak memory of a run of two iterations on a model that costs nothing, over
+  the picture's own 100 MB, as the growth of a process of its own since its imports.
 
 TorchRay 1.0.0.2 (``pip install --no-deps torchray``, CC-BY-NC) is run as a peer; what
 needs it is left out where it is not installed.
@@ -29,6 +32,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -53,6 +58,8 @@ from captum_extremal import (
     SearchSolver,
     Solver,
 )
+from captum_extremal.area import area_count
+from captum_extremal.level_sets import Field, edge_widths, largest, smooth_edges
 from captum_extremal.models import _fold_batch_norms, load_demo
 
 AREAS = (0.05, 0.1, 0.2, 0.4)
@@ -304,6 +311,48 @@ def plain_lite0() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+# --- large pictures ---
+
+LARGE = (2160, 3840)
+LARGE_RUN = """
+import torch
+from captum_extremal import ExtremalPerturbation, LevelSetSolver
+def peak():  # in kB; Linux keeps ru_maxrss of the parent
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+torch.set_num_threads(1)
+before = peak()
+inputs = torch.rand(1, 3, 2160, 3840)
+method = ExtremalPerturbation(
+    lambda x: x[:, :, 540:1080].mean((1, 2, 3)), solver=LevelSetSolver(iterations=2)
+)
+method.optimize(inputs, areas=[0.05, 0.1, 0.2])
+print((peak() - before) * 1024 / inputs.nbytes)
+"""
+
+
+def measure_large(repeats: int) -> Record:
+    """Seconds beside the model, and memory, for a picture of 4k."""
+    inputs = torch.rand(1, 3, *LARGE)
+    field = Field(LARGE, None, CPU)
+    values = field(torch.randn(3, *field.points))
+    counts = [area_count(values[0].numel(), area) for area in AREAS[:3]]
+    regions = largest(values, counts)
+    widths = edge_widths(LevelSetSolver().edge, LARGE)
+    cases: dict[str, Callable[[], object]] = {
+        "levels": lambda: BlurPerturbation().levels(inputs),
+        "regions": lambda: largest(values, counts),
+        "edges": lambda: smooth_edges(regions, widths),
+    }
+    times = interleaved(cases, repeats)
+    memory = [
+        float(subprocess.check_output([sys.executable, "-c", LARGE_RUN], text=True))
+        for _ in range(repeats)
+    ]
+    record: Record = {name: spread(values) for name, values in times.items()}
+    return record | {"memory": spread(memory)}
+
+
 # --- tables ---
 
 
@@ -364,6 +413,21 @@ def recipe_table(parts: dict[str, Record]) -> str:
     return measuring.table(["EfficientNet-Lite0", "ms an image"], rows)
 
 
+def large_table(parts: dict[str, Record]) -> str:
+    """Seconds, and memory in pictures."""
+    if "large" not in parts:
+        return "not measured"
+    record = parts["large"]
+    names = {
+        "levels": "8 levels of blur, s",
+        "regions": "regions of three areas, s",
+        "edges": "their edges, s",
+        "memory": "peak memory of a run / the picture",
+    }
+    rows = [[text, f"{record[name]['median']:.3g}"] for name, text in names.items()]
+    return measuring.table(["3 x 2160 x 3840", "median"], rows)
+
+
 def origin(parts: dict[str, Record]) -> str:
     """When and where the parts were measured."""
     lines = {
@@ -378,6 +442,7 @@ PARTS: dict[str, tuple[Callable[[int], Record], int]] = {
     "masks": (measure_masks, 9),
     "search": (measure_search, 3),
     "recipe": (measure_recipe, 9),
+    "large": (measure_large, 3),
 }
 
 
@@ -399,8 +464,11 @@ def main(quick: bool, only: str) -> None:
         parts = measuring.save(RESULTS, parts)
         text = measuring.fill_in(DOCS.read_text(), "goals", goals_table(parts))
         text = measuring.fill_in(text, "recipe", recipe_table(parts))
+        text = measuring.fill_in(text, "large", large_table(parts))
         DOCS.write_text(measuring.fill_in(text, "origin", origin(parts)))
-    click.echo(f"{goals_table(parts)}\n\n{recipe_table(parts)}\n\n{origin(parts)}")
+    click.echo(
+        f"{goals_table(parts)}\n\n{recipe_table(parts)}\n\n{large_table(parts)}\n\n{origin(parts)}"
+    )
 
 
 if __name__ == "__main__":

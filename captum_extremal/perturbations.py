@@ -14,7 +14,8 @@ Convention:
 
 from __future__ import annotations
 
-import math
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,17 +23,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from captum_extremal._axes import scales
 from captum_extremal._checks import (
     check_count,
     check_floating,
     check_positive,
     check_spatial,
 )
-from captum_extremal.blur import Border, check_border, gaussian_blur
+from captum_extremal.blur import Border, check_border, check_sigmas, gaussian_blur
 
 # Numbers at a time: half a megabyte in float32, about a second-level cache.
 _CPU_CHUNK = 2**17
 _FEW_CHANNELS = 16
+_DEVICE_CHUNK = 2**24  # on other devices, of large images
+LARGE_IMAGE = 2**22
+"""Numbers of an image from which on memory counts: what can be done in parts is."""
 
 
 @runtime_checkable
@@ -91,6 +96,23 @@ def levels_of(perturbation: Perturbation, inputs: Tensor) -> Tensor:
     return levels
 
 
+def levels_apart(perturbation: Perturbation, inputs: Tensor) -> Levels:
+    """`levels_of`, in less memory for blurs of large images: L tensors.
+
+    The last of them are the inputs themselves.
+
+    Example:
+        >>> import torch
+        >>> levels_apart(BlurPerturbation(3), torch.ones(1, 1, 4)).shape
+        torch.Size([1, 3, 1, 4])
+    """
+    if inputs[:1].numel() < LARGE_IMAGE or type(perturbation) is not BlurPerturbation:
+        return levels_of(perturbation, inputs)
+    blurred = [torch.empty_like(inputs) for _ in range(perturbation.num_levels - 1)]
+    perturbation.blur_into(blurred, inputs.detach())
+    return *blurred, inputs.detach()
+
+
 @dataclass(frozen=True)
 class BlurPerturbation:
     """Gaussian blurs of decreasing width: the paper's perturbation pyramid.
@@ -100,15 +122,18 @@ class BlurPerturbation:
     Args:
         num_levels: L, at least 2. Footnote 3 of the paper leaves the number open; 8 is
             our default.
-        sigma_max: Standard deviation of the strongest blur, in pixels of the input.
-            None scales with it: 20 pixels where the sides' geometric mean is 224.
+        sigma_max: Standard deviation of the strongest blur, in pixels of the input:
+            one number, or a tuple of one for each spatial axis, 0 for an axis that
+            nothing is blurred along. None scales with the input: 20 pixels where the
+            sides' geometric mean is 224; where one side is much longer than another,
+            along each axis by itself, and not at all across a few leads or slices.
         border: ``"normalised"`` over the pixels of the input, as in the paper, or
             ``"fade"`` to zero near the border, see `gaussian_blur`.
 
     Raises:
         TypeError: If a number is of another type.
-        ValueError: If ``num_levels`` is below 2, ``sigma_max`` is not positive or
-            ``border`` is unknown.
+        ValueError: If ``num_levels`` is below 2, ``sigma_max`` is not positive, nor
+            any number of a tuple, or ``border`` is unknown.
 
     Example:
         >>> import torch
@@ -122,13 +147,16 @@ class BlurPerturbation:
     """
 
     num_levels: int = 8
-    sigma_max: float | None = None
+    sigma_max: float | tuple[float, ...] | None = None
     border: Border = "normalised"
 
     def __post_init__(self) -> None:
         check_count("num_levels", self.num_levels, minimum=2)
         check_border(self.border)
-        if self.sigma_max is not None:
+        if isinstance(self.sigma_max, tuple):
+            check_sigmas("sigma_max", self.sigma_max, len(self.sigma_max))
+            check_positive("the largest of sigma_max", max(self.sigma_max, default=0))
+        elif self.sigma_max is not None:
             check_positive("sigma_max", self.sigma_max)
 
     def levels(self, inputs: Tensor) -> Tensor:
@@ -142,18 +170,39 @@ class BlurPerturbation:
 
         Raises:
             TypeError: If ``inputs`` is not a floating point tensor.
-            ValueError: If ``inputs`` has not 1, 2 or 3 spatial sizes.
+            ValueError: If ``inputs`` has not 1, 2 or 3 spatial sizes, or ``sigma_max``
+                not as many numbers.
         """
         check_spatial("inputs", inputs)
+        inputs = inputs.detach()
+        num_images, *rest = inputs.shape
+        levels = inputs.new_empty(num_images, self.num_levels, *rest)
+        *blurred, last = levels.unbind(dim=1)
+        last.copy_(inputs)
+        self.blur_into(blurred, inputs)
+        return levels
+
+    def blur_into(self, levels: Sequence[Tensor], inputs: Tensor) -> None:
+        """Fill all levels but the last, each (N, C, *S)."""
         sigma_max = self.sigma_max
         if sigma_max is None:
-            sides = inputs.shape[2:]
-            sigma_max = 20 / 224 * math.prod(sides) ** (1 / len(sides))
-        inputs = inputs.detach()
-        last = self.num_levels - 1
-        sigmas = [sigma_max * (1 - level / last) for level in range(last)]
-        blurred = [gaussian_blur(inputs, sigma, self.border) for sigma in sigmas]
-        return torch.stack([*blurred, inputs], dim=1)
+            sigma_max = tuple(20 / 224 * scale for scale in scales(inputs.shape[2:]))
+        strongest = check_sigmas("sigma_max", sigma_max, inputs.dim() - 2)
+        for level, blurred in enumerate(levels):
+            sigmas = [sigma * (1 - level / len(levels)) for sigma in strongest]
+            for part in _parts(inputs):
+                blurred[part] = gaussian_blur(inputs[part], sigmas, self.border)
+
+
+def _parts(inputs: Tensor) -> list[tuple[slice, slice]]:
+    """Images and channels to be blurred at a time, which takes memory of their size."""
+    if inputs[:1].numel() < LARGE_IMAGE:
+        return [(slice(None), slice(None))]
+    ranges = (range(size) for size in inputs.shape[:2])
+    return [
+        (slice(image, image + 1), slice(channel, channel + 1))
+        for image, channel in itertools.product(*ranges)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +268,63 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     return len(shape) <= len(to) and all(a in (1, b) for a, b in pairs)
 
 
-def apply_mask(levels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
+Levels = Tensor | tuple[Tensor, ...]
+"""All levels in one tensor (N, L, C, *S), or L tensors (N, C, *S)."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A shifted, then mirrored copy, without the copy.
+
+    Args:
+        moves: Along each spatial axis, in pixels; what leaves enters at the other end.
+        mirror: Whether the last of two axes is turned round.
+
+    Example:
+        >>> import torch
+        >>> from captum_extremal import FadePerturbation
+        >>> levels = FadePerturbation().levels(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
+        >>> apply_mask(levels, torch.ones(1, 1, 4), moved=Moved((1,)))
+        tensor([[[4., 1., 2., 3.]]])
+    """
+
+    moves: tuple[int, ...]
+    mirror: bool = False
+
+    def take(self, values: Tensor, rows: slice, axis: int) -> Tensor:
+        """What is shown in some rows: a slice of the first spatial axis."""
+        parts = [values.narrow(axis, *run) for run in self._runs(values, rows, axis)]
+        taken = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+        if any(self.moves[1:]):
+            axes = tuple(range(axis + 1, axis + len(self.moves)))
+            taken = taken.roll(self.moves[1:], axes)
+        return taken.flip(-1) if self.mirror else taken
+
+    def put_back(self, shown: Tensor, to: Tensor, rows: slice, axis: int) -> None:
+        """Write what is shown in some rows to where it was taken from."""
+        shown = shown.flip(-1) if self.mirror else shown
+        if any(self.moves[1:]):
+            axes = tuple(range(axis + 1, axis + len(self.moves)))
+            shown = shown.roll([-move for move in self.moves[1:]], axes)
+        done = 0
+        for start, length in self._runs(to, rows, axis):
+            to.narrow(axis, start, length).copy_(shown.narrow(axis, done, length))
+            done += length
+
+    def _runs(self, values: Tensor, rows: slice, axis: int) -> list[tuple[int, int]]:
+        """Starts and lengths of where some rows lie, one run or two."""
+        side, length = values.shape[axis], rows.stop - rows.start
+        start = (rows.start - (self.moves[0] if self.moves else 0)) % side
+        before = min(length, side - start)
+        return [(start, before), (0, length - before)][: 1 + (before < length)]
+
+
+def apply_mask(
+    levels: Levels,
+    mask: Tensor,
+    rows: Tensor | None = None,
+    moved: Moved | None = None,
+) -> Tensor:
     """Perturb inputs where a mask says so: linear interpolation between the levels.
 
     The gradient goes to the mask alone: the slope of the segment that a mask value
@@ -232,10 +337,12 @@ def apply_mask(levels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tens
     finite counts as 0. A NaN in the mask makes its pixel NaN.
 
     Args:
-        levels: What `Perturbation.levels` returned. No gradient goes to it.
+        levels: What `Perturbation.levels` returned, or a tuple of its L levels, which
+            may be views of little memory. No gradient goes to them.
         mask: 1 keeps a pixel, 0 perturbs it fully; for all channels alike.
         rows: Index of the image of each mask, an integer tensor. None where each image
             has the same number K / N of masks and the masks are in image-major order.
+        moved: A copy of the perturbed inputs to return instead.
 
     Returns:
         The perturbed inputs, in the dtype of ``levels``. Types shorter than float32 are
@@ -248,7 +355,7 @@ def apply_mask(levels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tens
             image that is not there.
 
     Shape:
-        - levels: (N, L, C, *S)
+        - levels: (N, L, C, *S) or L times (N, C, *S)
         - mask: (K, 1, *S)
         - rows: (K,)
         - returns: (K, C, *S)
@@ -265,27 +372,37 @@ def apply_mask(levels: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tens
         tensor([[[2., 4., 6.]]])
     """
     _check_shapes(levels, mask)
-    images = _images(rows, len(mask), len(levels)).to(mask.device)
-    levels = levels.detach()
-    if torch.is_grad_enabled() and mask.requires_grad:
-        perturbed: Tensor = _ApplyMask.apply(mask, levels, images)
-        return perturbed
-    return _interpolate(levels, mask, images)
+    several = levels if isinstance(levels, tuple) else (levels,)
+    several = tuple(level.detach() for level in several)
+    images = _images(rows, len(mask), len(several[0])).to(mask.device)
+    differentiable = torch.is_grad_enabled() and mask.requires_grad
+    in_parts = len(several) > 1 or moved is not None
+    if in_parts or several[0][:1, :1].numel() >= LARGE_IMAGE:
+        if not differentiable:
+            return _interpolate_in_parts(several, mask, images, moved)
+        return _ApplyMaskInParts.apply(mask, images, moved, *several)  # type: ignore[no-any-return]
+    if not differentiable:
+        return _interpolate(several[0], mask, images)
+    return _ApplyMask.apply(mask, images, several[0])  # type: ignore[no-any-return]
 
 
-def _check_shapes(levels: Tensor, mask: Tensor) -> None:
-    check_floating("levels", levels)
+def _check_shapes(levels: Levels, mask: Tensor) -> None:
+    several = levels if isinstance(levels, tuple) else (levels,)
+    for level in several:
+        check_floating("levels", level)
     check_floating("mask", mask)
-    if levels.dim() < 4 or levels.shape[1] < 2:
+    shape = tuple(several[0].shape)
+    if isinstance(levels, tuple):
+        shape = (*shape[:1], len(levels), *shape[1:])
+    if len(shape) < 4 or shape[1] < 2:
         raise ValueError(
-            "levels must be of shape (N, L, C, *S) with L >= 2, got "
-            f"{tuple(levels.shape)}"
+            f"levels must be of shape (N, L, C, *S) with L >= 2, got {shape}"
         )
-    if mask.dim() < 2 or mask.shape[1:] != (1, *levels.shape[3:]):
-        sizes = ", ".join(map(str, levels.shape[3:]))
+    if mask.dim() < 2 or mask.shape[1:] != (1, *shape[3:]):
+        sizes = ", ".join(map(str, shape[3:]))
         raise ValueError(
-            f"mask must be of shape (K, 1, {sizes}) to fit levels "
-            f"{tuple(levels.shape)}, got {tuple(mask.shape)}"
+            f"mask must be of shape (K, 1, {sizes}) to fit levels {shape}, got "
+            f"{tuple(mask.shape)}"
         )
 
 
@@ -317,7 +434,7 @@ class _ApplyMask(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, mask: Tensor, levels: Tensor, images: Tensor
+        ctx: FunctionCtx, mask: Tensor, images: Tensor, levels: Tensor
     ) -> Tensor:
         shape = (len(mask), *levels.shape[2:])
         slopes = levels.new_empty(shape, dtype=_exact(levels.dtype))
@@ -328,6 +445,68 @@ class _ApplyMask(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return _channel_product(gradient, slopes), None, None
+
+
+class _ApplyMaskInParts(torch.autograd.Function):
+    """`_interpolate_in_parts`, whose gradient finds the slopes once more."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        mask: Tensor,
+        images: Tensor,
+        moved: Moved | None,
+        *levels: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(mask, images, *levels)
+        ctx.moved = moved  # type: ignore[attr-defined]
+        return _interpolate_in_parts(levels, mask, images, moved)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        mask, images, *levels = ctx.saved_tensors  # type: ignore[attr-defined]
+        moved = ctx.moved or _UNMOVED  # type: ignore[attr-defined]
+        found = mask.new_empty(mask.shape, dtype=_exact(levels[0].dtype))
+        for rows, part in _parts_of(tuple(levels), moved):
+            given = gradient[:, :, rows]
+            slopes = torch.empty_like(
+                given, dtype=found.dtype, memory_format=torch.contiguous_format
+            )
+            _interpolate(part, moved.take(mask, rows, 2), images, slopes)
+            moved.put_back(_channel_product(given, slopes), found, rows, 2)
+        return found, None, None, *(None for _ in levels)
+
+
+def _interpolate_in_parts(
+    levels: tuple[Tensor, ...], mask: Tensor, images: Tensor, moved: Moved | None
+) -> Tensor:
+    """`_interpolate`, but next to no memory beside the result."""
+    moved = moved or _UNMOVED
+    one = levels[0] if len(levels) > 1 else levels[0][:, 0]
+    perturbed = one.new_empty(len(mask), *one.shape[1:])
+    for rows, part in _parts_of(levels, moved):
+        perturbed[:, :, rows] = _interpolate(part, moved.take(mask, rows, 2), images)
+    return perturbed
+
+
+def _parts_of(
+    levels: tuple[Tensor, ...], moved: Moved
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of the result at a time, and the levels there, (N, L, C, *S)."""
+    stacked = len(levels) == 1
+    axis = 3 if stacked else 2
+    side = levels[0].shape[axis]
+    chunk = _CPU_CHUNK if levels[0].device.type == "cpu" else _DEVICE_CHUNK
+    step = max(1, chunk * side // levels[0][0].numel())
+    if stacked:
+        step *= levels[0].shape[1]
+    for start in range(0, side, step):
+        rows = slice(start, min(start + step, side))
+        few = [moved.take(level, rows, axis) for level in levels]
+        yield rows, few[0].contiguous() if stacked else torch.stack(few, dim=1)
+
+
+_UNMOVED = Moved(())
 
 
 def _channel_product(first: Tensor, second: Tensor) -> Tensor:

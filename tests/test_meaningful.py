@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from captum_extremal.blur import gaussian_blur
-from captum_extremal.peers import MeaningfulPerturbation
+from captum_extremal.peers import MeaningfulPerturbation, meaningful
 from captum_extremal.peers.meaningful import _Descent
 from captum_extremal.perturbations import FadePerturbation
 from reference import peers as reference
@@ -54,7 +54,8 @@ def descent(**options):
 def test_size_and_roughness_as_in_the_paper(size, game):
     mask = torch.rand(1, 1, *size, dtype=torch.float64)
     settings = {"l1_weight": 0.3, "tv_weight": 0.7, "tv_beta": 2.5}
-    found = descent(game=game, **settings)._penalty(mask)
+    settings = descent(game=game, **settings)
+    found = settings._penalty(mask, settings.terms(size))
     array = mask[0, 0].numpy()
     # The roughness of a mask and its complement are equal.
     expected = reference.meaningful_penalty(
@@ -127,9 +128,8 @@ def test_the_default_perturbation_is_the_published_blur():
 
     method = MeaningfulPerturbation(model)
     method.attribute(inputs, iterations=200, l1_weight=0, tv_weight=0, jitter=1)
-    assert method.perturbation.sigma_max == 10
     torch.testing.assert_close(seen[0], inputs)
-    blurred = gaussian_blur(inputs, 10.0)
+    blurred = gaussian_blur(inputs, 10.0 * 24 / 224)
     # Where deleting lowers the mean, a pixel ends at its blur; the others stay.
     assert (seen[-1] - blurred).abs().min() < 1e-3
     assert seen[-1].min() >= torch.minimum(blurred, inputs).min() - 1e-6
@@ -200,14 +200,114 @@ def test_jitter_shifts_by_few_pixels_around_0_and_repeats_the_border():
     levels = torch.arange(6.0).expand(1, 2, 1, 6)
     source = random.Random(0)
     found = {
-        tuple(descent(jitter=4)._shifted(levels, source)[0, 0, 0].tolist())
+        tuple(descent(jitter=4).terms((6,)).shifted(levels, source)[0, 0, 0].tolist())
         for _ in range(60)
     }
     assert found == {
         (2, 3, 4, 5, 5, 5), (1, 2, 3, 4, 5, 5), (0, 1, 2, 3, 4, 5), (0, 0, 1, 2, 3, 4),
     }  # fmt: skip
-    same = descent(jitter=1)._shifted(levels, source)
+    same = descent(jitter=1).terms((6,)).shifted(levels, source)
     assert torch.equal(same, levels)
+
+
+# --- other sizes than the published one ---
+
+AS_PUBLISHED = {"l1_weight": None, "tv_weight": None, "mask_size": None}
+AS_PUBLISHED |= {"mask_sigma": None, "jitter": None}
+
+
+@pytest.mark.parametrize(
+    ("size", "cells", "l1_weight", "tv_weight", "mask_sigma", "jitter"),
+    [
+        ((224, 224), (28, 28), 1e-4, 1e-2, (5.0, 5.0), (4, 4)),
+        ((448, 448), (28, 28), 1e-4, 1e-2, (10.0, 10.0), (8, 8)),
+        ((196, 256), (28, 28), 1e-4, 1e-2, (5.0, 5.0), (4, 4)),
+        ((56, 56), (28, 28), 1e-4, 2.5e-3, (1.25, 1.25), (1, 1)),
+        ((14, 14), (14, 14), 4e-4, 5e-3, (0.3125, 0.3125), (1, 1)),
+        ((14, 14, 14), (14, 14, 14), 1e-4 / 3.5, 1e-2 / 28, (0.3125,) * 3, (1,) * 3),
+        ((1024,), (128,), 6.125e-4, 6.125e-2, (1024 * 5 / 224,), (18,)),
+        ((98,), (98,), 8e-4, 1e-2, (2.1875,), (2,)),
+    ],
+)
+def test_the_published_values_scale_with_the_size(
+    size, cells, l1_weight, tv_weight, mask_sigma, jitter
+):
+    found = descent(**AS_PUBLISHED).terms(size)
+    assert found.cells == cells
+    assert found.l1_weight == pytest.approx(l1_weight, rel=1e-12)
+    assert found.tv_weight == pytest.approx(tv_weight, rel=1e-12)
+    assert found.mask_sigma == pytest.approx(mask_sigma, rel=1e-12)
+    assert found.jitter == jitter
+    if size == (224, 224):  # bit for bit
+        assert (found.l1_weight, found.tv_weight) == (1e-4, 1e-2)
+        assert found.mask_sigma == (5, 5)
+    given = descent().terms(size)
+    assert (given.l1_weight, given.tv_weight) == (1e-4, 1e-2)
+    assert given.mask_sigma == (5,) * len(size)
+    assert given.jitter == (4,) * len(size)
+
+
+def test_steps_that_stand_by_themselves_are_neither_joined_nor_shifted(monkeypatch):
+    alone = lambda size: tuple(0.0 if side < 20 else side for side in size)  # noqa: E731
+    monkeypatch.setattr(meaningful, "scales", alone)
+    settings = descent(**AS_PUBLISHED, tv_beta=1.0)
+    terms = settings.terms((12, 896))
+    assert terms.cells == (12, 128)
+    assert terms.jitter == (1, 16)
+    assert terms.mask_sigma == (0, 20)
+    assert terms.l1_weight == pytest.approx(1e-4 * 784 / (12 * 128))
+    mask = torch.zeros(1, 1, 12, 128)
+    mask[..., :6, :] = 1
+    size = terms.l1_weight * 6 * 128
+    assert float(settings._penalty(mask, terms)) == pytest.approx(size, rel=1e-5)
+    mask = torch.ones(1, 1, 12, 128)
+    mask[..., 64:] = 0
+    rough = terms.l1_weight * 12 * 64 + terms.tv_weight * 12
+    assert float(settings._penalty(mask, terms)) == pytest.approx(rough, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first", "last"),
+    [
+        ((24, 24, 24), (4, 4, 4), (12, 12, 12)),
+        ((16, 24, 32), (2, 4, 16), (8, 12, 28)),
+        ((96, 96), (60, 20), (76, 36)),
+        ((48, 48), (4, 4), (12, 12)),
+        ((32, 32), (18, 6), (26, 14)),
+        ((100,), (50,), (60,)),
+        ((300,), (30,), (75,)),
+        ((1000,), (500,), (600,)),
+    ],
+)
+def test_it_finds_what_the_model_sees_at_any_size(sizes, first, last):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.zeros(sizes)
+    truth[tuple(map(slice, first, last))] = 1
+    weights = torch.randn(1, 1, *sizes, generator=generator) * truth
+    inputs = 0.3 * torch.randn(1, 1, *sizes, generator=generator) + weights
+
+    def probability(x):
+        share = (x * weights).flatten(1).sum(1) / (weights * weights).sum()
+        return (8 * share - 4).sigmoid()
+
+    found = MeaningfulPerturbation(probability).attribute(inputs)[0, 0]
+    assert found[truth == 1].mean() > 0.8
+    assert found[truth == 0].mean() < 0.13
+    top = found.flatten().topk(int(truth.sum())).indices
+    assert truth.flatten()[top].mean() >= 0.8
+
+
+def test_tensors_of_a_tuple_have_values_of_their_own():
+    pair = torch.rand(1, 1, 24, 24), torch.rand(1, 2, 150)
+
+    def model(image, line):
+        return (image.mean((1, 2, 3)) + line.mean((1, 2))).sigmoid()
+
+    found = MeaningfulPerturbation(model).attribute(pair, iterations=3)
+    assert [each.shape for each in found] == [each.shape for each in pair]
+    settings = descent(**AS_PUBLISHED)
+    assert settings.terms((24, 24)).cells == (24, 24)
+    assert settings.terms((150,)).cells == (128,)
 
 
 # --- options ---

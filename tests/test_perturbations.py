@@ -52,12 +52,28 @@ def test_each_option_of_the_blur_changes_the_levels():
     assert (faded[:, 0] < whole[:, 0]).all()
 
 
-@pytest.mark.parametrize("size", [(224,), (448, 224), (10, 10), (30, 1, 20)], ids=str)
+@pytest.mark.parametrize("size", [(224,), (448, 224), (10, 10), (30, 15, 20)], ids=str)
 def test_the_default_width_is_20_pixels_at_224_by_the_mean_side(size):
     inputs = torch.randn(1, 1, *size)
     mean_side = math.prod(size) ** (1 / len(size))
     expected = BlurPerturbation(2, sigma_max=20 / 224 * mean_side).levels(inputs)
     assert torch.equal(BlurPerturbation(2).levels(inputs), expected)
+
+
+def test_the_width_may_be_one_for_each_axis():
+    inputs = torch.randn(1, 2, 6, 9, dtype=torch.float64)
+    levels = BlurPerturbation(3, sigma_max=(0, 2.0)).levels(inputs)
+    for level, sigma in enumerate([2.0, 1.0]):
+        lines = inputs.view(1, 12, 9).numpy()
+        expected = blur_reference.gaussian_blur(lines, sigma).reshape(inputs.shape)
+        np.testing.assert_allclose(levels[:, level], expected, atol=1e-12, rtol=0)
+
+
+def test_a_large_image_is_blurred_channel_by_channel_to_the_same(monkeypatch):
+    inputs = torch.randn(2, 3, 20, 30, dtype=torch.float64)
+    usual = BlurPerturbation(4).levels(inputs)
+    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
+    torch.testing.assert_close(BlurPerturbation(4).levels(inputs), usual)
 
 
 def test_the_width_of_an_image_of_224_pixels():
@@ -134,6 +150,14 @@ def test_perturbations_can_be_told_copied_and_pickled(perturbation):
         ),
         (lambda: BlurPerturbation(2, 0), ValueError, "sigma_max must be positive .* 0"),
         (lambda: BlurPerturbation(2, "1"), TypeError, "sigma_max must be a number"),
+        (lambda: BlurPerturbation(2, (0, 0.0)), ValueError, "sigma_max must be posit"),
+        (lambda: BlurPerturbation(2, ()), ValueError, "sigma_max must be positive"),
+        (lambda: BlurPerturbation(2, (1, -1)), ValueError, "sigma_max must .* got -1"),
+        (
+            lambda: BlurPerturbation(2, (1, 2)).levels(torch.ones(1, 1, 5)),
+            ValueError,
+            "sigma_max must be one number or one for each of 1 spatial sizes, got 2",
+        ),
         (lambda: BlurPerturbation(border="wrap"), ValueError, "border .* got 'wrap'"),
         (lambda: FadePerturbation("black"), TypeError, "baseline must be .* got str"),
         (lambda: FadePerturbation(None), TypeError, "baseline must be .* got NoneType"),
@@ -336,6 +360,60 @@ def test_strided_tensors_give_the_same_and_come_out_contiguous():
         pyramid.numpy(), masks.numpy(), [0, 0, 0, 1, 1, 1], outer.numpy()
     )
     np.testing.assert_allclose(gradient, expected, atol=1e-11, rtol=0)
+
+
+# --- apply_mask: in parts ---
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+@pytest.mark.parametrize(
+    ("size", "moves", "mirror"),
+    [
+        ((9,), (), False), ((9,), (4,), False), ((9,), (-3,), False),
+        ((6, 7), (0, 0), True), ((6, 7), (2, -3), False), ((6, 7), (-1, 9), True),
+        ((3, 4, 5), (1, 2), False), ((3, 4, 5), (-1, 0, 2), False),
+    ],
+)  # fmt: skip
+def test_levels_apart_and_moved_copies_are_the_same_in_parts(
+    size, moves, mirror, chunk, monkeypatch
+):
+    pyramid, masks, outer = _case(size, levels=5)
+    axes = tuple(range(2, 2 + len(moves)))
+
+    def copy_of(perturbed):
+        shown = perturbed.roll(moves, axes) if moves else perturbed
+        return shown.flip(-1) if mirror else shown
+
+    leaf = masks.clone().requires_grad_()
+    expected = copy_of(apply_mask(pyramid, leaf))
+    (gradient,) = torch.autograd.grad(expected, leaf, outer)
+    monkeypatch.setattr(perturbations, "_CPU_CHUNK", chunk)
+    moved = perturbations.Moved(moves, mirror)
+    for levels in (pyramid, pyramid.unbind(dim=1)):
+        found = apply_mask(levels, leaf, moved=moved)
+        assert torch.equal(found, expected)
+        assert torch.equal(torch.autograd.grad(found, leaf, outer)[0], gradient)
+        assert torch.equal(apply_mask(levels, masks, moved=moved), expected.detach())
+
+
+def test_a_level_may_be_a_view_of_a_few_numbers():
+    colour, last = torch.randn(2, 3, 1, 1), torch.randn(2, 3, 4, 5)
+    mask = torch.rand(2, 1, 4, 5)
+    stacked = torch.stack([colour.expand_as(last), last], dim=1)
+    found = apply_mask((colour.expand_as(last), last), mask)
+    assert torch.equal(found, apply_mask(stacked, mask))
+
+
+def test_the_levels_of_a_large_image_are_its_blurs_and_itself(monkeypatch):
+    inputs = torch.randn(2, 3, 8, 9)
+    expected = BlurPerturbation(4).levels(inputs)
+    assert torch.equal(
+        perturbations.levels_apart(BlurPerturbation(4), inputs), expected
+    )
+    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
+    found = perturbations.levels_apart(BlurPerturbation(4), inputs)
+    torch.testing.assert_close(torch.stack(found, dim=1), expected)
+    assert found[-1].data_ptr() == inputs.data_ptr()
 
 
 # --- apply_mask: what must not leak ---

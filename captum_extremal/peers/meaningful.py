@@ -14,6 +14,7 @@ smoothed mask says so, :math:`\tau` is a small random shift, another one at each
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_extremal import _checks
+from captum_extremal._axes import scales
 from captum_extremal._captum import (
     ProgressBar,
     Target,
@@ -35,16 +37,15 @@ from captum_extremal._captum import (
     score_of_rows,
 )
 from captum_extremal._lattice import LINEAR
-from captum_extremal._model import as_found, check_differentiable, warn_of_training
+from captum_extremal._model import Watch, as_found, check_differentiable
+from captum_extremal._running import watched
 from captum_extremal.blur import gaussian_blur
-from captum_extremal.perturbations import (
-    BlurPerturbation,
-    Perturbation,
-    apply_mask,
-    levels_of,
-)
+from captum_extremal.perturbations import Perturbation, apply_mask, levels_of
 
 _RADII = tuple(tenth / 10 for tenth in range(11))  # of the disks to start from
+_SIDE = 224  # of the inputs that the published values are for
+_CELLS = 28  # along each of their axes
+_CELLS_OF_SIGNAL = 128  # along an only axis
 
 Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
@@ -55,17 +56,20 @@ class MeaningfulPerturbation(PerturbationAttribution):
     The weights of its terms are made for the softmax probability, so let
     ``forward_func`` return that; with logits the score outweighs size and smoothness.
 
-    The defaults are the published ones, for inputs of 224 x 224: terms and weights, a
-    mask of 28 x 28, Adam, the blurs and the jitter. So is the start, the smallest disk
-    in the middle of the input that, deleted, takes away 99 % of what the perturbation
-    of all takes away of the score; in the preservation game, that keeps 99 % of it.
+    The defaults are the published ones for inputs of 224 x 224: terms and weights, a
+    mask of 28 x 28, Adam, the blurs and the jitter. For inputs of another size, series
+    and volumes those in pixels scale with the geometric mean of the sides, and the
+    weights so that size costs the same share of the score whatever the number of cells.
+    So is the start, the smallest disk in the middle of the input that, deleted, takes
+    away 99 % of what the perturbation of all takes away of the score; in the
+    preservation game, that keeps 99 % of it.
 
     Args:
         forward_func: The model, or any differentiable function of its inputs, as
             everywhere in Captum. It is neither moved nor put in evaluation mode.
         perturbation: What a deleted pixel looks like: an object with a ``levels``
-            method; None for ``BlurPerturbation(num_levels=2, sigma_max=10)`` as
-            published.
+            method; None for the published blur: that of ``BlurPerturbation`` with two
+            levels and a ``sigma_max`` of 10 pixels at 224 x 224.
 
     Raises:
         TypeError: If an argument is of a kind that cannot work.
@@ -94,8 +98,7 @@ class MeaningfulPerturbation(PerturbationAttribution):
     ) -> None:
         super().__init__(forward_func)
         _checks.check_callable("forward_func", forward_func)
-        blur = BlurPerturbation(num_levels=2, sigma_max=10.0)
-        self.perturbation = blur if perturbation is None else perturbation
+        self.perturbation = _Blur() if perturbation is None else perturbation
         _checks.check_method("perturbation", self.perturbation, "levels")
         self._warned_of_training = False
 
@@ -114,12 +117,12 @@ class MeaningfulPerturbation(PerturbationAttribution):
         game: Literal["deletion", "preservation"] = "deletion",
         iterations: int = 300,
         learning_rate: float = 0.1,
-        l1_weight: float = 1e-4,
-        tv_weight: float = 1e-2,
+        l1_weight: float | None = None,
+        tv_weight: float | None = None,
         tv_beta: float = 3.0,
-        mask_size: int = 28,
-        mask_sigma: float = 5.0,
-        jitter: int = 4,
+        mask_size: int | None = None,
+        mask_sigma: float | None = None,
+        jitter: int | None = None,
         seed: int = 0,
         perturbations_per_eval: int = 16,
         show_progress: bool = False,
@@ -137,17 +140,22 @@ class MeaningfulPerturbation(PerturbationAttribution):
                 ``"preservation"`` for the least to keep so that it stays.
             iterations: Steps of Adam.
             learning_rate: Of Adam.
-            l1_weight: :math:`\lambda_1`, of the sum over the coarse mask.
+            l1_weight: :math:`\lambda_1`, of the sum over the coarse mask. None for the
+                published 1e-4 of 28 x 28 cells, and 0.0784 over the number of cells.
             tv_weight: :math:`\lambda_2`, of the sum of differences between neighbours
-                in the coarse mask, to the power of ``tv_beta``.
+                in the coarse mask, to the power of ``tv_beta``. None for 100 times the
+                default of ``l1_weight``, 1e-2 as published; for less in proportion
+                where cells are narrower than the published 8 pixels.
             tv_beta: :math:`\beta`, at least 1.
             mask_size: Cells of the coarse mask along each axis, at most the input's
-                pixels.
+                pixels. None for the published 28, and 128 for series.
             mask_sigma: Standard deviation, in pixels of the input, of the Gaussian that
-                smooths the enlarged mask; 0 for none.
+                smooths the enlarged mask; 0 for none. None for the published 5 pixels
+                at 224 x 224.
             jitter: Along each axis the input is shifted by one of this many numbers of
                 pixels around 0 at each step, the same for all examples; the border's
-                pixels are repeated. 1 for no shifts.
+                pixels are repeated. 1 for no shifts. None for the published 4 at
+                224 x 224.
             seed: Of the shifts' own random generator; the global ones stay untouched.
             perturbations_per_eval: The most perturbed inputs that one forward of the
                 model holds. It does not change the result.
@@ -181,10 +189,12 @@ class MeaningfulPerturbation(PerturbationAttribution):
         score = score_of_rows(
             self.forward_func, len(tensors[0]), target, additional_forward_args, device
         )
-        self._check_model()
+        check_differentiable(self.forward_func)
+        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
         with as_found(self.forward_func, device), torch.inference_mode(False):
             with torch.no_grad():
                 levels = [levels_of(self.perturbation, x.detach()) for x in tensors]
+            score = watched(watch, score, levels, perturbations_per_eval)
             chunks = torch.arange(len(tensors[0]), device=device)
             total = iterations * -(-len(chunks) // perturbations_per_eval)
             bar = progress_bar(show_progress, self.get_name(), total)
@@ -195,6 +205,7 @@ class MeaningfulPerturbation(PerturbationAttribution):
                 ]
             finally:
                 bar.close()
+                self._warned_of_training = watch.warned
             masks = [torch.cat(several) for several in zip(*parts, strict=True)]
             attributions = tuple(
                 (1 - mask if game == "deletion" else mask)
@@ -211,10 +222,58 @@ class MeaningfulPerturbation(PerturbationAttribution):
             "attribute_future is not implemented for MeaningfulPerturbation"
         )
 
-    def _check_model(self) -> None:
-        check_differentiable(self.forward_func)
-        if not self._warned_of_training:
-            self._warned_of_training = warn_of_training(self.forward_func)
+
+@dataclass(frozen=True)
+class _Blur:
+    """The published perturbation: two levels, a blur of 10 pixels at 224 x 224."""
+
+    def levels(self, inputs: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, 2, C, *S)."""
+        return torch.stack(
+            [gaussian_blur(inputs, _scaled(10, inputs.shape[2:])), inputs], dim=1
+        )
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the objective is for inputs of one size.
+
+    Attributes:
+        size: Spatial size of the inputs.
+        cells: Of the coarse mask, along each axis.
+        l1_weight: Of the sum over the coarse mask.
+        tv_weight: Of the sum of its differences.
+        mask_sigma: Of the Gaussian that smooths the enlarged mask, for each axis.
+        jitter: Number of shifts along each axis.
+    """
+
+    size: tuple[int, ...]
+    cells: tuple[int, ...]
+    l1_weight: float
+    tv_weight: float
+    mask_sigma: tuple[float, ...]
+    jitter: tuple[int, ...]
+
+    def fine(self, coarse: Tensor) -> Tensor:
+        """A coarse mask, enlarged and smoothed."""
+        mode = LINEAR[len(self.size)]
+        fine = F.interpolate(coarse, size=list(self.size), mode=mode)
+        return gaussian_blur(fine, self.mask_sigma)
+
+    def shifted(self, levels: Tensor, source: random.Random) -> Tensor:
+        """Levels of an image that lies a few pixels off, (n, L, C, *S)."""
+        for axis, jitter in enumerate(self.jitter, start=3):
+            shift = source.randrange(jitter) - jitter // 2
+            side = levels.shape[axis]
+            if shift:
+                pixels = torch.arange(side, device=levels.device) - shift
+                levels = levels.index_select(axis, pixels.clamp(0, side - 1))
+        return levels
+
+
+def _scaled(pixels: float, size: Sequence[int]) -> tuple[float, ...]:
+    """As many pixels at 224 x 224 are how many here, along each axis."""
+    return tuple(pixels * scale / _SIDE for scale in scales(size))
 
 
 @dataclass(frozen=True)
@@ -224,19 +283,21 @@ class _Descent:
     game: str
     iterations: int
     learning_rate: float
-    l1_weight: float
-    tv_weight: float
+    l1_weight: float | None
+    tv_weight: float | None
     tv_beta: float
-    mask_size: int
-    mask_sigma: float
-    jitter: int
+    mask_size: int | None
+    mask_sigma: float | None
+    jitter: int | None
     seed: int
 
     def __post_init__(self) -> None:
         for name in ("iterations", "mask_size", "jitter"):
-            _checks.check_count(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _checks.check_count(name, getattr(self, name))
         for name in ("l1_weight", "tv_weight", "mask_sigma"):
-            _checks.check_non_negative(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                _checks.check_non_negative(name, getattr(self, name))
         _checks.check_positive("learning_rate", self.learning_rate)
         if _checks.check_positive("tv_beta", self.tv_beta) < 1:
             raise ValueError(f"tv_beta must be at least 1, got {self.tv_beta}")
@@ -247,20 +308,20 @@ class _Descent:
         """Masks of some of the images, (n, 1, *S) for each input tensor."""
         levels = [of[images] for of in levels]
         rows = torch.arange(len(images), device=images.device)
-        sizes = [of.shape[3:] for of in levels]
+        terms = [self.terms(of.shape[3:]) for of in levels]
         coarse = self._start(score, levels, images)
         adam = torch.optim.Adam(coarse, lr=self.learning_rate)
         source = random.Random(self.seed)
         for _ in range(self.iterations):
             with torch.enable_grad():
                 perturbed = tuple(
-                    apply_mask(self._shifted(of, source), self._fine(m, size), rows)
-                    for of, m, size in zip(levels, coarse, sizes, strict=True)
+                    apply_mask(term.shifted(of, source), term.fine(m), rows)
+                    for of, m, term in zip(levels, coarse, terms, strict=True)
                 )
                 scores = score(perturbed, images)
                 _check_scores(scores)
                 sign = 1 if self.game == "deletion" else -1
-                loss = sign * scores.sum() + sum(self._penalty(m) for m in coarse)
+                loss = sign * scores.sum() + sum(map(self._penalty, coarse, terms))
             gradients = torch.autograd.grad(loss, coarse)
             for m, gradient in zip(coarse, gradients, strict=True):
                 m.grad = gradient
@@ -270,18 +331,52 @@ class _Descent:
                     m.clamp_(0, 1)
             bar.update()
         with torch.no_grad():
-            return [self._fine(m, s) for m, s in zip(coarse, sizes, strict=True)]
+            return [term.fine(m) for term, m in zip(terms, coarse, strict=True)]
+
+    def terms(self, size: Sequence[int]) -> _Terms:
+        """The given values, and for the others the published ones, as they scale.
+
+        All of the mask costs what the published 784 cells cost, whatever their number.
+        Roughness costs as much in comparison, but less where cells are narrower than
+        the published 8 pixels: it would spread the mask far beyond a small object.
+        """
+        lengths = scales(size)
+        most = self.mask_size
+        if most is None:
+            most = _CELLS if sum(map(bool, lengths)) > 1 else _CELLS_OF_SIGNAL
+        cells = tuple(
+            min(most, side) if length else side
+            for side, length in zip(size, lengths, strict=True)
+        )
+        size_weight = 1e-4 * (_CELLS**2 / math.prod(cells))
+        widths = [
+            side / number
+            for side, number, length in zip(size, cells, lengths, strict=True)
+            if length
+        ]
+        width = math.prod(widths) ** (1 / max(1, len(widths)))
+        published = _SIDE / _CELLS
+        roughness_weight = 100 * size_weight * min(1, width / published)
+        jitter = tuple(max(1, round(shifts)) for shifts in _scaled(4, size))
+        given, sigma = len(size), self.mask_sigma
+        return _Terms(
+            tuple(size),
+            cells,
+            size_weight if self.l1_weight is None else self.l1_weight,
+            roughness_weight if self.tv_weight is None else self.tv_weight,
+            _scaled(5, size) if sigma is None else (sigma,) * given,
+            jitter if self.jitter is None else (self.jitter,) * given,
+        )
 
     def _start(
         self, score: Score, levels: list[Tensor], images: Tensor
     ) -> list[Tensor]:
         """Coarse masks of the smallest disk with 99 % of the whole effect."""
+        terms = [self.terms(of.shape[3:]) for of in levels]
         rows = torch.arange(len(images), device=images.device)
         distances = [
-            _distances([min(self.mask_size, side) for side in of.shape[3:]]).to(
-                of.device
-            )
-            for of in levels
+            _distances(term.cells).to(of.device)
+            for of, term in zip(levels, terms, strict=True)
         ]
 
         def disks(radii: Tensor) -> list[Tensor]:
@@ -294,8 +389,8 @@ class _Descent:
             for radius in _RADII:
                 coarse = disks(torch.full_like(rows, radius, dtype=torch.float32))
                 perturbed = tuple(
-                    apply_mask(of, self._fine(m, of.shape[3:]), rows)
-                    for of, m in zip(levels, coarse, strict=True)
+                    apply_mask(of, term.fine(m), rows)
+                    for of, m, term in zip(levels, coarse, terms, strict=True)
                 )
                 scores.append(score(perturbed, images))
             effect = torch.stack(scores) - scores[0]
@@ -304,29 +399,15 @@ class _Descent:
             radii = torch.tensor(_RADII, device=rows.device)[enough.int().argmax(0)]
             return [m.requires_grad_() for m in disks(radii)]
 
-    def _fine(self, coarse: Tensor, size: tuple[int, ...]) -> Tensor:
-        """A coarse mask, enlarged and smoothed."""
-        fine = F.interpolate(coarse, size=list(size), mode=LINEAR[len(size)])
-        return gaussian_blur(fine, self.mask_sigma)
-
-    def _penalty(self, coarse: Tensor) -> Tensor:
+    def _penalty(self, coarse: Tensor, terms: _Terms) -> Tensor:
         """The first two terms, summed over the images."""
         shown = 1 - coarse if self.game == "deletion" else coarse
         roughness = [
             coarse.diff(dim=axis).abs().pow(self.tv_beta).sum()
-            for axis in range(2, coarse.dim())
+            for axis, length in enumerate(scales(terms.size), start=2)
+            if length
         ]
-        return self.l1_weight * shown.sum() + self.tv_weight * sum(roughness)
-
-    def _shifted(self, levels: Tensor, source: random.Random) -> Tensor:
-        """Levels of an image that lies a few pixels off, (n, L, C, *S)."""
-        for axis in range(3, levels.dim()):
-            shift = source.randrange(self.jitter) - self.jitter // 2
-            side = levels.shape[axis]
-            if shift:
-                pixels = torch.arange(side, device=levels.device) - shift
-                levels = levels.index_select(axis, pixels.clamp(0, side - 1))
-        return levels
+        return terms.l1_weight * shown.sum() + terms.tv_weight * sum(roughness)
 
 
 def _distances(size: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_extremal import _checks
 from captum_extremal._captum import Target, as_tuple, check_target, like_inputs
-from captum_extremal._model import as_found, check_differentiable, warn_of_training
+from captum_extremal._model import Watch, as_found, check_differentiable
 from captum_extremal._running import (
     SearchInterrupted,
     reward_of_rows,
@@ -30,7 +30,7 @@ from captum_extremal.perturbations import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
-    levels_of,
+    levels_apart,
 )
 from captum_extremal.result import ExtremalResult
 from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
@@ -139,7 +139,8 @@ class ExtremalPerturbation(PerturbationAttribution):
             game: ``"preservation"`` keeps the score high inside the mask,
                 ``"deletion"`` low outside it, ``"hybrid"`` both (Sec. 3.2).
             perturbations_per_eval: The most perturbed inputs that one forward of the
-                model holds. It bounds memory and does not change the result.
+                model holds. It bounds memory and does not change the result. An input
+                of more than 4 million numbers goes alone, in the hybrid game in two.
             seed: Of the solver's own random generator; the global ones stay untouched.
             show_progress: Show a progress bar on stderr.
 
@@ -207,8 +208,9 @@ class ExtremalPerturbation(PerturbationAttribution):
         seed = _checks.check_count("seed", seed, minimum=0)
         with self._problem(
             inputs, target, areas, additional_forward_args, game, perturbations_per_eval
-        ) as problem:
-            found = run(problem, self.solver, seed, show_progress, self.get_name())
+        ) as (problem, watch):
+            name = self.get_name()
+            found = run(problem, self.solver, seed, show_progress, name, watch)
         settings = settings_of(
             self.get_name(),
             game=game,
@@ -273,8 +275,8 @@ class ExtremalPerturbation(PerturbationAttribution):
         areas = (1.0,) * given[0].shape[1]
         with self._problem(
             inputs, target, areas, additional_forward_args, game, perturbations_per_eval
-        ) as problem:
-            return rewards_of(problem, given)
+        ) as (problem, watch):
+            return rewards_of(problem, given, watch)
 
     @contextmanager
     def _problem(
@@ -285,7 +287,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         additional_forward_args: object,
         game: Game,
         perturbations_per_eval: int,
-    ) -> Iterator[Problem]:
+    ) -> Iterator[tuple[Problem, Watch]]:
         """The checked arguments as a problem, while the model is left as found."""
         tensors = as_tuple(inputs)
         _checks.check_inputs(tensors)
@@ -294,15 +296,16 @@ class ExtremalPerturbation(PerturbationAttribution):
             "perturbations_per_eval", perturbations_per_eval
         )
         check_target(target, len(tensors[0]))
-        self._check_model()
+        check_differentiable(self.forward_func)
         device = tensors[0].device
+        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
         with as_found(self.forward_func, device), torch.inference_mode(False):
             with torch.no_grad():
-                tensors = tuple(tensor.detach().clone() for tensor in tensors)
+                tensors = tuple(tensor.detach() for tensor in tensors)
                 if not all(tensor.isfinite().all() for tensor in tensors):
                     raise ValueError("inputs must be finite, got NaN or infinity")
                 levels = tuple(
-                    levels_of(self.perturbation, tensor) for tensor in tensors
+                    levels_apart(self.perturbation, tensor) for tensor in tensors
                 )
             score = reward_of_rows(
                 self.forward_func,
@@ -312,12 +315,10 @@ class ExtremalPerturbation(PerturbationAttribution):
                 len(tensors[0]),
                 device,
             )
-            yield Problem(score, levels, areas, game, perturbations_per_eval)
-
-    def _check_model(self) -> None:
-        check_differentiable(self.forward_func)
-        if not self._warned_of_training:
-            self._warned_of_training = warn_of_training(self.forward_func)
+            try:
+                yield Problem(score, levels, areas, game, perturbations_per_eval), watch
+            finally:
+                self._warned_of_training = watch.warned
 
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:

@@ -23,11 +23,10 @@ from captum_extremal._curve import monotonic, smallest_sufficient
 from captum_extremal.area import area_count
 from captum_extremal.level_sets import (
     Field,
-    edge_width,
+    edge_widths,
     random_regions,
     smooth_edges,
 )
-from captum_extremal.masks import default_step
 from captum_extremal.report import notebook_html, to_html
 from captum_extremal.solvers import (
     GradientSolver,
@@ -208,11 +207,11 @@ class ExtremalResult:
         found = []
         for mask in self._mask_tuple():
             size = tuple(mask.shape[3:])
-            noise = Field(size, default_step(size), mask.device)
+            noise = Field(size, None, mask.device)
             counts = [area_count(math.prod(size), area) for area in self.areas]
             regions = random_regions(noise, counts, number * len(mask), generator)
-            width = edge_width(LevelSetSolver().edge, size)
-            found.append(smooth_edges(regions, width).unflatten(0, (len(mask), -1)))
+            widths = edge_widths(LevelSetSolver().edge, size)
+            found.append(smooth_edges(regions, widths).unflatten(0, (len(mask), -1)))
         return tuple(found) if isinstance(self.masks, tuple) else found[0]
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -29,18 +29,18 @@ ROOT = Path(captum_extremal.__file__).parent
 # A module imports from lower tiers only, never from its own. A sub-package counts as
 # one module here; inside it, imports are free.
 TIERS = (
-    {"_checks"},
-    {"_captum", "_lattice", "_layer", "_model", "_pictures", "blur"},
-    {"_max_convolution"},
+    {"_axes", "_causes", "_checks", "_printing"},
+    {"_captum", "_lattice", "_model", "_picture_file", "_pictures", "blur"},
+    {"_features", "_layer", "_max_convolution"},
     {"area", "disks", "image_priors", "level_sets"}
-    | {"masks", "perturbations", "rewards"},
+    | {"masks", "perturbations", "probabilities", "rewards"},
     {"solvers"},
     {"_curve", "_files", "_running"},
     {"report"},
     {"result", "channel_result"},
     {"class_channels", "metrics", "presets", "visualization"},
     {"extremal", "channel", "inversion", "peers"},
-    {"insights"},
+    {"checkpoints", "insights"},
     {"models", "_command_line"},
     {"benchmark"},
     {"cli_benchmark", "cli_channels"},
@@ -55,7 +55,8 @@ USERS = {
     "_captum": {"rewards", "metrics", "_running"}
     | {"extremal", "channel", "inversion", "peers"},
     "_layer": {"channel", "inversion"},
-    "_model": {"metrics", "_running", "extremal", "channel", "inversion", "peers"},
+    "_model": {"_features", "_layer", "_running", "metrics"}
+    | {"extremal", "channel", "inversion", "peers", "benchmark"},
 }
 # Who may import Captum's public names. Its underscored ones: `_captum` alone.
 CAPTUM_USERS = {

@@ -42,7 +42,9 @@ from tiny_models import (
     varied,
 )
 
-STEPS = GradientSolver(area_weight=AreaWeight(growth=1.1), iterations=8, mirror=False)
+STEPS = GradientSolver(
+    area_weight=AreaWeight(growth=1.1), score_weight=None, iterations=8, mirror=False
+)
 AREAS = (0.1, 0.2)
 
 
@@ -1087,7 +1089,7 @@ def test_fifty_calls_leave_nothing_behind():
     before = tensors()
     for _ in range(50):
         method.attribute(inputs, 0)
-    assert tensors() == before
+    assert tensors() <= before
 
 
 @pytest.mark.filterwarnings("ignore:forward_func is in training mode")

@@ -36,7 +36,10 @@ def test_masks_equal_the_formula(size, edge):
     for mask, points in zip(masks, sets, strict=True):
         origin = [-float(axis[0]) for axis in lattice.axes]
         centres = [
-            tuple(o + lattice.step * i for o, i in zip(origin, point, strict=True))
+            tuple(
+                o + step * i
+                for o, step, i in zip(origin, lattice.steps, point, strict=True)
+            )
             for point in points
         ]
         expected = reference.disk_mask(centres, size, 0.2, edge)
@@ -81,7 +84,9 @@ def test_the_whole_area_keeps_everything():
 
 
 def test_radii_reach_the_asked_number_of_pixels():
-    squares = nearest_squares(torch.tensor([[[2, 2]]]), [torch.arange(5.0)] * 2, 1.0)
+    squares = nearest_squares(
+        torch.tensor([[[2, 2]]]), [torch.arange(5.0)] * 2, [1.0] * 2
+    )
     assert radii(squares, 1).tolist() == [0.0]
     assert radii(squares, 5).tolist() == [1.0]
     assert radii(squares, 25).item() == pytest.approx(math.sqrt(8))
@@ -90,9 +95,11 @@ def test_radii_reach_the_asked_number_of_pixels():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_lattice_is_centred_and_covers_the_input(size):
     lattice = DiskLattice(size, CPU)
-    for axis, count in zip(lattice.axes, lattice.points, strict=True):
+    for axis, count, step in zip(
+        lattice.axes, lattice.points, lattice.steps, strict=True
+    ):
         assert axis[0] <= 0
-        last = lattice.step * (count - 1)
+        last = step * (count - 1)
         assert float(axis[-1]) - last == pytest.approx(-float(axis[0]), abs=1e-4)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_extremal.area import AreaWeight
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
@@ -34,7 +35,9 @@ from tiny_models import (
     varied,
 )
 
-STEPS = GradientSolver(area_weight=AreaWeight(growth=1.1), iterations=8, mirror=False)
+STEPS = GradientSolver(
+    area_weight=AreaWeight(growth=1.1), score_weight=None, iterations=8, mirror=False
+)
 
 
 def method_of(model, **options):
@@ -64,7 +67,7 @@ def test_the_mask_covers_what_the_model_looks_at(target, device):
 
 
 def test_a_mask_of_the_area_of_a_block_covers_the_block():
-    solver = GradientSolver(iterations=60, mirror=False)
+    solver = GradientSolver(iterations=60, score_weight=None, mirror=False)
     result = method_of(Blocks(), solver=solver).optimize(constant(), 0, (0.25,))
     kept = result.masks[0, 0, 0] >= 0.5
     assert kept[:6, :6].float().mean() >= 0.9  # smooth masks round off its corner
@@ -182,7 +185,7 @@ def test_the_result_can_be_saved_and_read(tmp_path):
 
 def test_a_star_is_the_area_of_the_block():
     # A quarter of the image suffices for 90 % of the score, a tenth does not.
-    solver = GradientSolver(iterations=60, mirror=False)
+    solver = GradientSolver(iterations=60, score_weight=None, mirror=False)
     areas = (0.1, 0.15, 0.2, 0.3, 0.4)
     method = method_of(Blocks(), solver=solver)
     result = method.optimize(constant((1, 3, 16, 16)), 0, areas)
@@ -335,7 +338,7 @@ def test_the_games_at_the_first_step():
 def test_deletion_needs_every_region_that_would_do_and_preservation_one():
     # Either the first or the last block is enough: to keep the score one will do; to
     # bring it down both must go.
-    solver = GradientSolver(iterations=100, mirror=False)
+    solver = GradientSolver(iterations=100, score_weight=None, mirror=False)
     method = method_of(Either(), solver=solver)
     masks = {
         game: method.optimize(constant(), None, (0.25,), game=game).masks[0, 0, 0]
@@ -814,3 +817,225 @@ def test_random_rivals_have_the_area_and_more_of_them_are_stronger():
     masks = result._random(5, torch.Generator().manual_seed(0))
     assert masks.shape == (1, 10, 1, 16, 16)
     assert pixels_kept(masks[0]).flatten().tolist() == [26, 128] * 5
+
+
+# --- errors of the model whose own message points elsewhere ---
+
+
+class Batch(nn.Module):
+    """Takes ``size`` rows at once; ``way`` is what it does with others."""
+
+    def __init__(self, way, size=1):
+        super().__init__()
+        self.way, self.size = way, size
+        self.blocks = Blocks()
+
+    def forward(self, inputs):
+        return self.way(self, inputs)
+
+
+class Refused(Exception):
+    """As of a runtime that knows no PyTorch."""
+
+
+def view(model, inputs):
+    return model.blocks(inputs.reshape(model.size, 3, 12, 12))
+
+
+def refuse(model, inputs):
+    if len(inputs) != model.size:
+        raise Refused("INVALID_ARGUMENT")
+    return model.blocks(inputs)
+
+
+def fewer(model, inputs):
+    return model.blocks(inputs)[: model.size]
+
+
+def one_for_all(model, inputs):
+    return model.blocks(inputs).sum(dim=0, keepdim=True)
+
+
+WAYS = [view, refuse, fewer, one_for_all]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_model_for_batches_of_one_is_named(way, images):
+    model = Batch(way)
+    inputs = constant((images, 3, 12, 12))
+    error = ValueError if way in (fewer, one_for_all) else RuntimeError
+    text = "forward_func takes batches of one alone: perturbations_per_eval=1"
+    fails(error, text, model, inputs)
+    for game in ("preservation", "deletion", "hybrid"):
+        found = optimize(model, inputs, perturbations_per_eval=1, game=game)
+        expected = optimize(Blocks(), inputs, game=game)
+        torch.testing.assert_close(found.masks, expected.masks)
+        torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_a_scripted_model_for_batches_of_one_is_named():
+    model = torch.jit.trace(Batch(view), constant())
+    text = "takes batches of one alone: perturbations_per_eval=1; it failed on 2 rows"
+    fails(RuntimeError, text, model, constant())
+
+
+def test_a_model_for_batches_of_another_number_is_named():
+    model, inputs = Batch(view, 4), constant((4, 3, 12, 12))
+    text = "forward_func takes batches of 4 alone: perturbations_per_eval=4"
+    fails(RuntimeError, text, model, inputs)
+    found = optimize(model, inputs, perturbations_per_eval=4)
+    torch.testing.assert_close(found.masks, optimize(Blocks(), inputs).masks)
+
+
+def test_one_mask_of_a_model_for_batches_of_one_needs_no_option():
+    found = optimize(Batch(refuse), constant(), areas=0.1)
+    assert torch.equal(found.masks, optimize(Blocks(), constant(), areas=0.1).masks)
+
+
+def test_an_error_of_one_example_is_not_laid_on_the_batch():
+    def model(inputs):
+        if (inputs[:, 0, 0, 0] == 7).any():
+            raise RuntimeError("seven is out of range")
+        return Blocks()(inputs)
+
+    inputs = constant((2, 3, 12, 12))
+    inputs[1, 0] = 7
+    fails(RuntimeError, "^seven is out of range", model, inputs, areas=(1.0,))
+    target = r"^target must name one output of each example"
+    fails(RuntimeError, target, Blocks(), constant((2, 3, 12, 12)), [0, 9])
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, inputs):
+        return inputs.clone()
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (
+            lambda x: checkpoint(Blocks(), x, use_reentrant=True),
+            "use_reentrant=False",
+        ),
+        (lambda x: torch.from_numpy(Blocks()(x).numpy()), r"Can't call numpy\(\)"),
+        (lambda x: Blocks()(NoBackward.apply(x)), "backward"),
+    ],
+    ids=["checkpoint", "numpy", "no backward"],
+)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_model_without_gradients_is_sent_to_the_search(model, text):
+    text = rf"^no gradient can be taken through forward_func: .*{text}.*SearchSolver"
+    fails(RuntimeError, text, model, constant())
+    with torch.no_grad():
+        solver = SearchSolver(evaluations=20)
+        method_of(model, solver=solver).optimize(constant(), 0, 0.2)
+
+
+def test_checkpointing_without_reentering_works():
+    def model(inputs):
+        return checkpoint(Blocks(), inputs, use_reentrant=False)
+
+    found = optimize(model, constant())
+    assert torch.equal(found.masks, optimize(Blocks(), constant()).masks)
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        ({"loss": 3.0, "logits": torch.zeros(1, 4)}, r"model\(x\)\['logits'\]"),
+        ((None, torch.zeros(1, 4)), r"model\(x\)\[1\]"),
+    ],
+)
+def test_the_tensor_inside_of_an_output_is_named(output, text):
+    fails(
+        TypeError,
+        rf"^forward_func must return a tensor, .*{text}",
+        lambda x: output,
+        constant(),
+    )
+
+
+def test_complex_scores_are_refused():
+    text = "^forward_func must give real scores, got torch.complex64"
+    fails(TypeError, text, lambda x: 1j * Blocks()(x), constant())
+
+
+# --- compiled models, chance, precision ---
+
+
+@pytest.mark.parametrize("before", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("way", ["module", "in place", "function"])
+def test_a_compiled_model_that_has_run_gives_the_same(before, way):
+    torch._dynamo.reset()
+    model = Blocks()
+    if way == "in place":
+        model.compile(backend="eager")
+    fast = {
+        "module": lambda: torch.compile(model, backend="eager"),
+        "in place": lambda: model,
+        "function": lambda: torch.compile(lambda x: model(x), backend="eager"),
+    }[way]()
+    with before():
+        fast(constant())
+    found = optimize(fast, constant())
+    assert torch.equal(found.masks, optimize(Blocks(), constant()).masks)
+
+
+class Sometimes(nn.Module):
+    """Drops everything by half a chance, by a function of its own."""
+
+    def forward(self, inputs):
+        keep = torch.rand(len(inputs), *[1] * (inputs.dim() - 1)) > 0.5
+        return inputs * keep if self.training else inputs
+
+
+def test_training_mode_is_told_without_a_name():
+    model = nn.Sequential(Sometimes(), Blocks())
+    before = traces(model)
+    with pytest.warns(UserWarning, match="forward_func is in training mode: its sco"):
+        optimize(model, varied())
+    assert traces(model) == before
+    optimize(model.eval(), varied())
+    model.train()
+    with pytest.warns(UserWarning, match="gives another score each time"):
+        optimize(lambda x: model(x), varied())
+    with pytest.warns(UserWarning, match="forward_func is in training mode: its sco"):
+        method_of(model).evaluate(varied(), torch.ones(1, 1, 1, 12, 12), 0)
+
+
+def precise(inputs):
+    """Each pixel is worth a share of 1e-12 of the whole."""
+    return 1e8 + 1e-4 * inputs.flatten(1).sum(dim=1)
+
+
+@pytest.mark.parametrize("game", ["preservation", "deletion", "hybrid"])
+def test_scores_are_as_precise_as_the_model(game):
+    inputs = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    masks = torch.zeros(1, 3, 1, 4, 4)
+    for area, pixels in enumerate((2, 1, 3)):
+        masks[0, area].flatten()[:pixels] = 1
+    method = method_of(precise)
+    rewards = method.evaluate(inputs, masks, game=game)
+    assert rewards.dtype == torch.float64
+    assert rewards[0].argsort().tolist() == [1, 0, 2]
+
+
+def test_the_smallest_area_is_told_among_large_scores():
+    inputs = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    solver = SearchSolver(evaluations=20)
+    areas = [1 / 16, 2 / 16, 3 / 16]
+    result = method_of(precise, solver=solver).optimize(inputs, None, areas)
+    expected = 1e8 + 1e-4 * torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    torch.testing.assert_close(result.scores, expected, rtol=1e-15, atol=1e-7)
+    assert result.smallest_sufficient_area(1e8 + 1.5e-4).tolist() == [0.125]
+    threshold = torch.tensor([1e8 + 2.5e-4], dtype=torch.float64)
+    assert result.smallest_sufficient_area(threshold).tolist() == [0.1875]
+    assert result.is_monotonic().tolist() == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_scores_become_float32(dtype):
+    result = optimize(lambda x: Blocks(scale=3.0)(x).to(dtype), constant())
+    assert result.scores.dtype == torch.float32

@@ -20,11 +20,15 @@ from captum_extremal import (
     LevelSetSolver,
     Problem,
     SearchSolver,
+    perturbations,
 )
+from captum_extremal.level_sets import Field
 from captum_extremal.solvers import level_set
+from captum_extremal.solvers import problem as problem_module
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.level_set import Ascent
-from captum_extremal.solvers.views import copy_of
+from captum_extremal.solvers.start import start
+from captum_extremal.solvers.views import Copy
 
 SIZE = (32, 32)
 rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
@@ -104,7 +108,7 @@ def test_the_mask_is_smooth_by_the_guarantee():
     ("areas", "mirror", "start", "compared"),
     [
         ((0.1,), True, 8, 0),
-        ((0.1, 0.2), True, 8, 24),
+        ((0.1, 0.2), True, 8, 12),  # compared is the plain input alone
         ((0.1, 0.2), None, 8, 12),  # the model looks at one side
         ((0.1, 0.2, 0.3), False, 4, 21),
     ],
@@ -336,25 +340,25 @@ def blurred_problem(score, *inputs, areas=(0.11,), **options):
 
 
 def mirrored(problem, mirror=None):
-    ascent = Ascent(dataclasses.replace(FAST, mirror=mirror), problem, 0)
+    """Of each tensor which images are shown mirrored as well."""
+    fields = [Field(size, None, problem.device) for size in problem.sizes]
     with torch.no_grad():
-        ascent._start()
-    return ascent.mirrored.tolist(), ascent.copies
+        return [flags.tolist() for flags in start(problem, fields, mirror).mirrored]
 
 
 def test_a_mirror_image_serves_where_the_model_looks_at_the_same_places_in_it():
     images = noise(2, 1, *SIZE)
     both = blurred_problem(lambda x, _: contrast(x[0]), images)
-    assert mirrored(both) == ([True, True], 2)
+    assert mirrored(both) == [[True, True]]
     neither = blurred_problem(lambda x, _: left(x[0]), images)
-    assert mirrored(neither) == ([False, False], 1)
-    assert mirrored(neither, True) == ([True, True], 2)
-    assert mirrored(both, False)[1] == 1
+    assert mirrored(neither) == [[False, False]]
+    assert mirrored(neither, True) == [[True, True]]
+    assert mirrored(both, False) == [[False, False]]
 
     def either(x, images):
         return torch.where(images == 0, left(x[0]), contrast(x[0]))
 
-    assert mirrored(blurred_problem(either, images)) == ([False, True], 2)
+    assert mirrored(blurred_problem(either, images)) == [[False, True]]
 
 
 def test_signals_and_volumes_have_no_say_about_the_mirror():
@@ -362,7 +366,16 @@ def test_signals_and_volumes_have_no_say_about_the_mirror():
         return left(x[0]) + 5 * x[1].flatten(1).mean(dim=1)
 
     problem = blurred_problem(score, noise(1, 1, *SIZE), noise(1, 1, 16, 16, 16))
-    assert mirrored(problem) == ([False], 1)
+    assert mirrored(problem) == [[False], [False]]
+
+
+def test_each_tensor_decides_for_itself():
+    def score(x, _):
+        return left(x[0]) + 50 * contrast(x[1]) + x[2].flatten(1).mean(dim=1)
+
+    tensors = (noise(1, 1, *SIZE), noise(1, 1, 24, 30), noise(1, 1, 12, 90))
+    problem = blurred_problem(score, *tensors)
+    assert mirrored(problem) == [[False], [True], [False]]
 
 
 def test_images_of_which_some_have_a_mirror_image_give_what_each_gives():
@@ -397,10 +410,11 @@ def test_steps_show_each_background_plain_and_mirrored_in_turn():
     with torch.no_grad():
         ascent._start()
         seen.clear()
-        for iteration in range(4):
+        for iteration in (0, 1, 2, 3, 14, 15):
             ascent._step(iteration)
     bright_left = [bool(x[..., :16].mean() > x[..., 16:].mean()) for x in seen]
-    assert bright_left == [False, False, True, True]
+    # The second half of the run sees the image as it is.
+    assert bright_left == [False, False, True, True, False, False]
     # A blur leaves the far ends as they are, the mean colour is 0.375 there too.
     darkest = [float(x.amin()) for x in seen]
     assert max(darkest[0], darkest[2]) < 0.05
@@ -581,11 +595,11 @@ def test_threads_have_their_time_limit_alone():
 IMAGES = torch.tensor([0, 0])
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 11), (2, 1, 6, 9), (1, 2, 4, 5, 6)])
+@pytest.mark.parametrize("shape", [(2, 1, 6, 9), (1, 2, 4, 5, 6)])
 @pytest.mark.parametrize("share", [0.0, 0.2, -0.4, 0.5])
 def test_shifted_copies_enter_again_at_the_other_border(shape, share):
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    shown = copy_of(False, [share] * 3)(inputs, IMAGES)
+    (shown,) = Copy(False, [share] * 3)((inputs,), IMAGES)
     expected = inputs
     for axis in range(2, inputs.dim()):
         side = inputs.shape[axis]
@@ -598,17 +612,55 @@ def test_mirrored_copies_are_for_images_alone():
     for shape in [(1, 1, 5), (1, 1, 3, 5), (1, 1, 2, 3, 5)]:
         inputs = torch.randn(shape)
         expected = inputs.flip(-1) if len(shape) == 4 else inputs
-        assert torch.equal(copy_of(True, ())(inputs, IMAGES), expected)
+        assert torch.equal(Copy(True, ())((inputs,), IMAGES)[0], expected)
 
 
 def test_copies_pass_the_gradient_back_to_where_it_came_from():
     inputs = torch.randn(1, 1, 6, 7, dtype=torch.double, requires_grad=True)
-    view = copy_of(True, [0.3, -0.3])
-    assert torch.autograd.gradcheck(lambda x: view(x, IMAGES), (inputs,))
+    view = Copy(True, [0.3, -0.3])
+    assert torch.autograd.gradcheck(lambda x: view((x,), IMAGES), (inputs,))
 
 
 def test_some_images_are_mirrored_and_others_not():
-    inputs = torch.randn(3, 1, 2, 5)
-    view = copy_of(torch.tensor([True, False]), ())
-    shown = view(inputs, torch.tensor([1, 0, 1]))
+    inputs, others = torch.randn(3, 1, 2, 5), torch.randn(3, 1, 4, 4)
+    view = Copy([torch.tensor([True, False]), torch.tensor([False, False])], ())
+    shown, same = view((inputs, others), torch.tensor([1, 0, 1]))
     assert torch.equal(shown, torch.stack([inputs[0], inputs[1].flip(-1), inputs[2]]))
+    assert torch.equal(same, others)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 11), (1, 1, 3, 40), (1, 1, 40, 3), (1, 1, 5, 16, 16)]
+)
+def test_signals_and_what_has_a_short_axis_are_not_shifted(shape):
+    inputs = torch.randn(shape)
+    (shown,) = Copy(False, [0.4] * 3)((inputs,), IMAGES)
+    assert torch.equal(shown, inputs)
+
+
+# --- large images ---
+
+
+@pytest.mark.parametrize("game", ["preservation", "deletion", "hybrid"])
+def test_a_large_image_is_seen_one_mask_at_a_time_with_the_same_outcome(
+    game, monkeypatch
+):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(2, 3, 20, 24, generator=generator)
+    weights = torch.randn(3, 20, 24, generator=generator)
+    rows = []
+
+    def model(x):
+        rows.append(len(x))
+        return torch.tanh(0.1 * (x * weights).sum((1, 2, 3)))
+
+    method = ExtremalPerturbation(model, solver=LevelSetSolver(iterations=8))
+    usual = method.optimize(inputs, areas=[0.1, 0.3], game=game)
+    assert max(rows) > 2
+    rows.clear()
+    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(problem_module, "LARGE_IMAGE", 1)
+    found = method.optimize(inputs, areas=[0.1, 0.3], game=game)
+    assert max(rows) == (2 if game == "hybrid" else 1)
+    torch.testing.assert_close(found.masks, usual.masks, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.scores, usual.scores, rtol=1e-4, atol=1e-4)

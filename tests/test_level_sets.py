@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captum_extremal import level_sets
 from captum_extremal.level_sets import (
     Field,
-    edge_width,
+    edge_widths,
     largest,
     random_regions,
     smooth_edges,
@@ -67,16 +68,61 @@ def test_regions_have_exactly_their_pixels_also_with_ties(count, levels):
     assert count == 60 or inside.min() >= outside.max()
 
 
-def signed_distance(region):
-    """To the border half a pixel beyond each pixel; brute force."""
+@pytest.mark.parametrize(
+    ("values", "count", "expected"),
+    [
+        ([2.0, 2.0, 5.0, 2.0, 1.0], 3, [0, 1, 2]),
+        ([-0.0, 0.0, -1.0, 0.0], 2, [0, 1]),
+        ([3.0, torch.inf, -torch.inf, torch.inf], 1, [1]),
+        ([3.0, torch.nan, 7.0, torch.nan], 3, [1, 2, 3]),
+        ([torch.nan] * 4, 2, [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_of_ties_the_first_are_taken_and_nan_is_the_largest(
+    values, count, expected, dtype
+):
+    (region,) = largest(torch.tensor([values], dtype=dtype), [count])
+    assert region.nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [0, 1, 3, 10**6])
+@pytest.mark.parametrize("order", ["random", "rising", "falling", "periodic"])
+def test_of_many_values_the_same_are_the_largest(levels, order, monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randint(0, levels + 1, (4, 2000), generator=generator).float()
+    values = {
+        "random": values, "rising": values.sort().values,
+        "falling": values.sort(descending=True).values,
+        # The sample sees nothing but the smallest values.
+        "periodic": values.masked_fill(torch.arange(2000) % 20 == 0, -1.0),
+    }[order].clone()  # fmt: skip
+    values[3, 5:9] = torch.nan
+    for counts in ([1, 2000], [700, 30], [1999, 3]):
+        usual = largest(values, counts)
+        with monkeypatch.context() as patch:
+            patch.setattr(level_sets, "_LONG", 1)
+            patch.setattr(level_sets, "_SAMPLE", 100)
+            assert torch.equal(largest(values, counts), usual)
+
+
+def signed_distance(region, widths=None):
+    """To the border half a pixel beyond each pixel; brute force. Or in widths."""
     places = torch.nonzero(torch.ones_like(region)).double()
+    far = 0.5
+    if widths is not None:
+        scale = torch.tensor([1 / w if w else 1e9 for w in widths], dtype=torch.double)
+        places, far = places * scale, 0.5 / min(w for w in widths if w)
     inside = region.flatten()
-    distances = torch.cdist(places, places)
+    exact = "donot_use_mm_for_euclid_dist"
+    distances = torch.cdist(places, places, compute_mode=exact)
     to_other = torch.where(
         inside[:, None] != inside[None, :], distances, torch.inf
     ).amin(dim=1)
     signs = torch.where(inside, 1.0, -1.0)
-    return (signs * (to_other - 0.5)).view(region.shape)
+    # Half a pixel of the narrowest axis, though never more than half the distance.
+    nearer = torch.maximum(to_other - far, to_other / 2)
+    return (signs * nearer).view(region.shape)
 
 
 @pytest.mark.parametrize("size", [(40,), (17, 23), (7, 8, 9)])
@@ -89,6 +135,35 @@ def test_edges_follow_the_distance_to_the_border(size, width):
     expected = 0.5 + 0.5 * torch.sin(math.pi / 2 * slope)
     mask = smooth_edges(region[None], width)[0, 0]
     torch.testing.assert_close(mask.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [2**18, 60])
+@pytest.mark.parametrize(
+    ("size", "widths"),
+    [
+        ((17, 23), (3.0, 3.0)), ((17, 23), (1.0, 6.5)), ((17, 23), (30.0, 2.0)),
+        ((5, 40), (0, 4.0)), ((12, 30), (5.0, 0.0)), ((4, 9, 11), (0, 2.0, 3.5)),
+        ((7, 8, 9), (1.0, 2.0, 3.0)), ((7, 8, 9), (0, 0, 2.5)),
+    ],
+)  # fmt: skip
+def test_with_a_width_for_each_axis_the_distance_is_in_widths(
+    size, widths, chunk, monkeypatch
+):
+    monkeypatch.setattr(level_sets, "_CPU_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(3)
+    regions = random_regions(Field(size, 2, CPU), [math.prod(size) // 4], 2, generator)
+    noise = torch.rand(size, generator=generator) < 0.03
+    for region in (*regions, noise, ~noise):
+        slope = signed_distance(region, widths).clamp(-1, 1)
+        expected = 0.5 + 0.5 * torch.sin(math.pi / 2 * slope)
+        mask = smooth_edges(region[None], widths)[0, 0]
+        torch.testing.assert_close(mask.double(), expected, rtol=0, atol=1e-6)
+        assert torch.equal(mask >= 0.5, region)
+
+
+def test_without_any_width_the_mask_is_the_region():
+    regions = torch.rand(2, 4, 5) < 0.4
+    assert torch.equal(smooth_edges(regions, (0, 0.0))[:, 0], regions.float())
 
 
 @pytest.mark.parametrize("size", [(60,), (32, 40), (12, 12, 12)])
@@ -113,8 +188,9 @@ def test_masks_are_exact_and_no_steeper_than_the_bound(size, share):
 
 
 def test_a_narrow_edge_is_hard():
-    assert edge_width(0.04, (10,)) == 0
-    assert edge_width(0.05, (4, 25)) == pytest.approx(0.5)
+    assert edge_widths(0.04, (10,)) == (0,)
+    assert edge_widths(0.05, (10, 10)) == pytest.approx((0.5, 0.5))
+    assert edge_widths(0.05, (4, 25)) == pytest.approx((0.0, 1.25))
     region = torch.tensor([[True, False]])
     assert smooth_edges(region, 0.0).tolist() == [[[1.0, 0.0]]]
 

@@ -13,8 +13,8 @@ the edge, since a pixel can enter only where another leaves:
 .. math:: \partial S = \frac{m (1 - m)}{w} \left(g - \bar g\right), \qquad
     \bar g = \frac{\sum_u m (1 - m)\, g}{\sum_u m (1 - m)}
 
-1. start from the gradients of uniform masks, averaged over their height and the mirror
-   image (at random where they are all zero);
+1. start from the gradients of uniform masks, averaged over their height and, where it
+   serves, the mirror image (at random where they are all zero);
 2. repeat: one gradient of each cell. The area shrinks to the asked one from a larger
    one, the edge narrows from the width of the mask to a small part of it; the model is
    shown shifted copies, in turn over the perturbed input and over its mean colour;
@@ -29,31 +29,30 @@ import functools
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from captum_extremal._axes import is_short
 from captum_extremal._checks import check_count, check_non_negative, check_positive
 from captum_extremal.area import area_count
 from captum_extremal.level_sets import (
     Field,
     FreeField,
-    edge_width,
+    edge_widths,
     largest,
     smooth_edges,
 )
-from captum_extremal.masks import default_step
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution, View
-from captum_extremal.solvers.views import copy_of, random_shifts
+from captum_extremal.solvers.start import MIRRORING, start
+from captum_extremal.solvers.views import Copy, random_shifts
 
-_HEIGHTS = (0.2, 7 / 15, 11 / 15, 1.0)  # of the uniform masks of the start
 _EXCHANGES = (0.5, 0.75)  # parts of the run after which fields are compared
 _SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
 _MOMENTUM = 0.9
-_ALIKE = 0.1  # correlation of the start's gradients from which a mirror image serves
 _SHRINKING = 0.7  # part of the run after which the areas are the asked ones
 _LAST_RATE = 0.1  # of the learning rate at the end, where it has fallen linearly
 _TIE = 1e-4  # share of a reward within which rounding must not decide
@@ -68,23 +67,27 @@ class LevelSetSolver:
     """Ascent on a smooth field; the asked area is exact at every step.
 
     A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
-    share 8 for the start (4 where ``mirror`` is False), and a cell takes 18 forwards
-    (12 at the smallest and largest area, none of an only one) to compare fields with
-    its neighbours', half as many where no mirror image serves. The hybrid game doubles
-    everything.
+    share 8 for the start (4 where no mirror image may serve), and a cell takes 9
+    forwards (6 at the smallest and largest area, none of an only one) to compare fields
+    with its neighbours'. The hybrid game doubles everything.
+
+    Lengths scale with the input. Where one axis is at least three times as long as
+    another (more than twice, if that has few steps), each has its own: a short axis of
+    at most 64 steps, such as leads, slices or frames, is left unsmoothed, a longer one
+    (mel bands) is divided into as many parts as the other.
 
     Args:
         iterations: Gradients of each cell.
         learning_rate: Length of a first step relative to the field's own spread.
         edge: Half the width of the delivered mask's edge, as a fraction of the
-            geometric mean of the input's sizes: 4 pixels at 224. Below half a pixel the
-            edge is hard.
+            geometric mean of the input's sizes (along a short axis of its own): 4
+            pixels at 224. Below half a pixel the edge is hard.
         softness: The widths of the edge during the search, first and last: of the
             pixels inside the area (outside it, where that is less), and as many beyond
             its border, this share differs visibly from 0 and 1. Each step draws its own
             within a factor of exp(+-0.8). Smaller last values suit hard edges.
-        mask_step: Distance of the field's parameters in pixels; None scales with the
-            input, 7 at 224.
+        mask_step: Distance of the field's parameters in pixels, along all axes; None
+            scales with the input, 7 at 224.
         first_area: Where smaller areas begin. They shrink to the asked one over 70 % of
             the run, by the same factor in each step: what a large mask can do without
             is found out before the small one has to choose. 0 for the asked area from
@@ -93,13 +96,15 @@ class LevelSetSolver:
             (by the mean of each channel at the most perturbed level), instead of
             perturbed. The blurred remains of a large object help the score; with them
             alone the mask need not show the object itself.
-        mirror: Average over the mirror image as well, for inputs with two spatial
-            sizes. None for the images where the gradients of the start say that the
-            model looks at the same places in the mirror (their correlation is at least
-            0.1): of a model that looks at one side, half of the mask would lie on the
-            other.
+        mirror: Average over the mirror image as well, in the first half of the run, for
+            inputs with two spatial sizes. None for the images, and of a tuple of inputs
+            for the tensors, where the start says that the model looks at the same
+            places in the mirror: of a model that looks at one side, half of the mask
+            would lie on the other. What fields are worth is always asked of the input
+            as it is.
         jitter: Average over shifted copies, by up to this fraction of each side (a
-            third of the width of the smallest mask of the step, where that is less).
+            third of the width of the smallest mask of the step, where that is less), of
+            pictures and volumes whose axes are alike.
             Masks of photographs transfer better for it; for models that look at fixed
             places it only blurs them.
         time_limit: Seconds after which no further step begins; None for no limit. The
@@ -213,17 +218,11 @@ class Ascent:
         self.random = random.Random(seed)
         self.cells = torch.arange(problem.num_cells, device=problem.device)
         self.fields: Sequence[Field | FreeField] = fields or [
-            Field(size, settings.mask_step or default_step(size), problem.device)
-            for size in problem.sizes
+            Field(size, settings.mask_step, problem.device) for size in problem.sizes
         ]
         self.edges = [_Edge(size) for size in problem.sizes]
         self.seed = seed
-        images = any(len(size) == 2 for size in problem.sizes)
-        self.copies = 2 if images and settings.mirror is not False else 1
-        # Of each image whether its mirror image serves, (N,).
-        self.mirrored = torch.ones(
-            problem.num_images, dtype=torch.bool, device=problem.device
-        )
+        self.mirrored: list[Tensor] = []  # of each tensor which images are, (N,)
         self.params: list[Tensor] = []
         self.momentum: list[Tensor] = []
         # Cells that met a gradient, or need none since all pixels are in.
@@ -260,35 +259,13 @@ class Ascent:
 
     def _start(self) -> None:
         """The mean gradient of uniform masks of several heights, for all areas."""
-        copies = [self._gradients_of_uniform_masks(view) for view in self._copies()]
-        if self.copies == 2 and self.settings.mirror is None:
-            self.mirrored = _alike(*copies)
-            self.copies = 2 if self.mirrored.any() else 1
+        begin = start(self.problem, self.fields, self.settings.mirror)
+        self.mirrored = begin.mirrored
         num_areas = len(self.problem.areas)
-        for usual, *mirrored in zip(*copies, strict=True):
-            flags = self.mirrored.view(-1, *[1] * (usual.dim() - 1))
-            total = [usual, *(torch.where(flags, other, usual) for other in mirrored)]
-            params = self._or_random(_standardised(sum(total)))
+        for gradients in begin.gradients:
+            params = self._or_random(_standardised(gradients))
             self.params.append(params.repeat_interleave(num_areas, dim=0))
             self.momentum.append(torch.zeros_like(self.params[-1]))
-
-    def _gradients_of_uniform_masks(self, view: View) -> list[Tensor]:
-        """Of each field's parameters, (N, *points), summed over the heights."""
-        first = self.cells[:: len(self.problem.areas)]
-        total = [torch.zeros(()) for _ in self.fields]
-        for height in _HEIGHTS:
-            masks = tuple(
-                torch.full((len(first), 1, *size), height, device=first.device)
-                for size in self.problem.sizes
-            )
-            _, gradients = self.problem.gradients(masks, first, view)
-            total = [
-                before.to(gradient) + field.adjoint(gradient.squeeze(1))
-                for before, field, gradient in zip(
-                    total, self.fields, gradients, strict=True
-                )
-            ]
-        return total
 
     def _or_random(self, params: Tensor) -> Tensor:
         """Random parameters where no gradient says where to start."""
@@ -298,10 +275,6 @@ class Ascent:
         largest_one = params.abs().amax(axes, keepdim=True)
         return torch.where(largest_one == 0, noise, params)
 
-    def _copies(self) -> list[View]:
-        """The image itself and, where it serves, its mirror image."""
-        return [copy_of(False, ()), copy_of(self.mirrored, ())][: self.copies]
-
     def _step(self, iteration: int) -> None:
         """Move each field along the gradient of its soft mask, seen in one copy."""
         spread = math.exp(self.random.uniform(-_SPREAD, _SPREAD))
@@ -309,30 +282,58 @@ class Ascent:
         areas = self._areas(iteration)
         shifts = random_shifts(self.random, self._jitter(areas))
         problem = self._problem_of(iteration)
-        turn = iteration // len(self.shown) % self.copies
-        view = copy_of(self.mirrored if turn else False, shifts)
+        turn = iteration // len(self.shown) % 2
+        mirrors = turn == 1 and self._part(iteration) < MIRRORING
+        view = Copy(self.mirrored if mirrors else False, shifts)
+        rate = self.settings.learning_rate
+        rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
+        rate /= 1 - _MOMENTUM ** (iteration + 1)
+        for rows, of_rows in self._portions(len(self.cells), areas):
+            rewards = self._move(rows, of_rows, softness, rate, problem, view)
+            if iteration == 0:  # as precise as they come
+                self.rewards = self.rewards.to(rewards.dtype)
+            self.rewards[iteration, rows] = rewards
+
+    def _move(
+        self,
+        rows: slice,
+        areas: Sequence[float],
+        softness: float,
+        rate: float,
+        problem: Problem,
+        view: View,
+    ) -> Tensor:
+        """A step of some cells; their rewards before it."""
         soft = [
-            edge(field(params), softness, areas)
+            edge(field(params[rows]), softness, areas)
             for edge, field, params in zip(
                 self.edges, self.fields, self.params, strict=True
             )
         ]
         masks = tuple(mask.unsqueeze(1) for mask, _ in soft)
-        rewards, gradients = problem.gradients(masks, self.cells, view)
-        self.rewards[iteration] = rewards
-        rate = self.settings.learning_rate
-        rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
-        for which, ((_, slope), gradient) in enumerate(
+        rewards, gradients = problem.gradients(masks, self.cells[rows], view)
+        for which, ((mask, width), gradient) in enumerate(
             zip(soft, gradients, strict=True)
         ):
-            direction = _exchanging(gradient.squeeze(1), slope)
+            self.seen[rows] |= (gradient != 0).flatten(1).any(dim=1)
+            direction = _exchanging(gradient.squeeze(1), _slope_of(mask, width))
             ascent = _normalised(self.fields[which].adjoint(direction))
-            self.seen |= (gradient != 0).flatten(1).any(dim=1)
-            self.momentum[which].mul_(_MOMENTUM).add_(ascent, alpha=1 - _MOMENTUM)
-            warm = 1 - _MOMENTUM ** (iteration + 1)
-            self.params[which] = _standardised(
-                self.params[which] + rate / warm * self.momentum[which]
+            momentum, params = self.momentum[which], self.params[which]
+            momentum[rows] = (
+                momentum[rows].mul(_MOMENTUM).add(ascent, alpha=1 - _MOMENTUM)
             )
+            params[rows] = _standardised(params[rows] + rate * momentum[rows])
+        return rewards
+
+    def _portions(
+        self, number: int, areas: Sequence[float]
+    ) -> Iterator[tuple[slice, Sequence[float]]]:
+        """Rows that take the areas in turn: all, or of large images one at a time."""
+        if not self.problem.is_large:
+            yield slice(None), areas
+            return
+        for row in range(number):
+            yield slice(row, row + 1), [areas[row % len(areas)]]
 
     def _problem_of(self, iteration: int) -> Problem:
         """The backgrounds take turns."""
@@ -353,7 +354,7 @@ class Ascent:
 
     def _jitter(self, areas: Sequence[float]) -> float:
         """Shifts as wide as the smallest mask would lose thin objects."""
-        dims = min(len(size) for size in self.problem.sizes)
+        dims = min(is_short(size).count(False) for size in self.problem.sizes)
         return min(self.settings.jitter, float(min(areas) ** (1 / dims)) / 3)
 
     def _softness(self, iteration: int) -> float:
@@ -376,9 +377,12 @@ class Ascent:
         masks = []
         for field, p in zip(self.fields, params, strict=True):
             pixels = math.prod(field.size)
-            regions = largest(field(p), [area_count(pixels, area) for area in areas])
-            width = edge_width(self.settings.edge, field.size)
-            masks.append(smooth_edges(regions, width))
+            widths = edge_widths(self.settings.edge, field.size)
+            smooth = torch.empty(len(p), 1, *field.size, device=self.problem.device)
+            for rows, of_rows in self._portions(len(p), areas):
+                counts = [area_count(pixels, area) for area in of_rows]
+                smooth[rows] = smooth_edges(largest(field(p[rows]), counts), widths)
+            masks.append(smooth)
         return tuple(masks)
 
     def _exchange(self, masks_of: MasksOf, areas: Sequence[float]) -> None:
@@ -391,8 +395,9 @@ class Ascent:
         if len(order) < 2:
             return
         source = self.cells.clone()
-        best = torch.full_like(source, torch.nan, dtype=self.rewards.dtype)
-        best[self._cells_of(order)] = self._rewards(masks_of, areas, order, order)
+        own = self._rewards(masks_of, areas, order, order)
+        best = own.new_full(source.shape, torch.nan)
+        best[self._cells_of(order)] = own
         for places, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
             cells, candidates = self._cells_of(places), self._cells_of(others)
             rewards = self._rewards(masks_of, areas, others, places)
@@ -409,12 +414,14 @@ class Ascent:
         sources: Sequence[int],
         places: Sequence[int],
     ) -> Tensor:
-        """What fields of some areas are worth at others, mean over the copies."""
+        """What fields of some areas are worth at others, in the input as it is."""
         params = [params[self._cells_of(sources)] for params in self.params]
-        masks = masks_of(params, [areas[place] for place in places])
-        cells = self._cells_of(places)
-        copies = [self.problem.rewards(masks, cells, view) for view in self._copies()]
-        return torch.stack(copies).mean(dim=0)
+        cells, asked = self._cells_of(places), [areas[place] for place in places]
+        rewards = [
+            self.problem.rewards(masks_of([p[rows] for p in params], few), cells[rows])
+            for rows, few in self._portions(len(cells), asked)
+        ]
+        return torch.cat(rewards)
 
     def _cells_of(self, places: Sequence[int]) -> Tensor:
         """The cells of these areas, of all images, image-major."""
@@ -447,13 +454,21 @@ class Ascent:
 
 
 class _Edge:
-    """Fields (K, *S) -> soft masks and slopes; the rows take the areas in turn."""
+    """Fields (K, *S) -> soft masks and the widths of their edges.
+
+    The rows take the areas in turn. A width of 0 is that of a hard edge. The masks take
+    the place of the fields' values.
+    """
 
     def __init__(self, size: Sequence[int]) -> None:
-        pixels = math.prod(size)
-        stride = max(1, math.floor((pixels / _SAMPLES) ** (1 / len(size))))
-        self.every = (slice(None), *[slice(None, None, stride)] * len(size))
-        self.samples = math.prod(-(-side // stride) for side in size)
+        short = is_short(size)
+        excess = math.prod(size) / _SAMPLES
+        stride = max(1, math.floor(excess ** (1 / short.count(False))))
+        strides = [1 if is_one else stride for is_one in short]
+        self.every = (slice(None), *(slice(None, None, step) for step in strides))
+        self.samples = math.prod(
+            -(-side // step) for side, step in zip(size, strides, strict=True)
+        )
 
     def __call__(
         self, values: Tensor, softness: float, areas: Sequence[float]
@@ -464,12 +479,16 @@ class _Edge:
             threshold.view(shape)
             for threshold in self._thresholds(sampled, softness, areas)
         )
-        width = (high - low).nan_to_num(0) / 4
-        flat = width <= 0  # an edge without pixels has no slope
-        width = torch.where(flat, torch.ones_like(width), width)
-        mask = torch.sigmoid((values - middle) / width)
-        slope = torch.where(flat, torch.zeros_like(mask), mask * (1 - mask) / width)
-        return torch.where(flat, (values >= middle).to(mask), mask), slope
+        width = ((high - low).nan_to_num(0) / 4).clamp_min(0)
+        flat = width == 0  # an edge without pixels has no slope
+        # Elsewhere than on a CPU looking would wait.
+        inside = None
+        if flat.device.type != "cpu" or flat.any():
+            inside = values >= middle
+        mask = values.sub_(middle).div_(width.masked_fill(flat, 1)).sigmoid_()
+        if inside is not None:
+            mask.masked_fill_(flat & inside, 1).masked_fill_(flat & ~inside, 0)
+        return mask, width
 
     def _thresholds(
         self, sampled: Tensor, softness: float, areas: Sequence[float]
@@ -493,24 +512,22 @@ class _Edge:
         return torch.stack(found, dim=2).flatten(1)
 
 
-def _alike(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Of which images two gradients of their pixels rise at the same places, (N,)."""
-    images = [dim for dim, a in enumerate(first) if a.dim() == 3]
-    a, b = (
-        torch.cat([_standardised(each[dim]).flatten(1) for dim in images], dim=1)
-        for each in (first, second)
-    )
-    # Standardised rows that are all zero do not count.
-    scale = (a.square().sum(1) * b.square().sum(1)).sqrt()
-    return (a * b).sum(1) >= _ALIKE * scale.clamp_min(torch.finfo(a.dtype).tiny)
+def _slope_of(mask: Tensor, width: Tensor) -> Tensor:
+    """How fast a soft mask rises with its field: in its place."""
+    flat = width == 0
+    mask.mul_(1 - mask).div_(width.masked_fill(flat, 1))
+    return mask.masked_fill_(flat, 0)
 
 
 def _exchanging(gradient: Tensor, slope: Tensor) -> Tensor:
-    """The gradient of the field: a pixel gains what another, on average, loses."""
+    """The gradient of the field: a pixel gains what another, on average, loses.
+
+    In place of the gradient of the mask.
+    """
     axes = tuple(range(1, gradient.dim()))
     weight = slope.sum(axes, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
     mean = (slope * gradient).sum(axes, keepdim=True) / weight
-    return (gradient - mean) * slope
+    return gradient.sub_(mean).mul_(slope)
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -8,37 +8,65 @@ then a cell has one mask for each of them, all of the cell's area.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from captum_extremal.perturbations import apply_mask
+from captum_extremal._causes import (
+    Score,
+    batches_explained,
+    may_be_of_the_batch,
+    of_gradients,
+)
+from captum_extremal.perturbations import LARGE_IMAGE, Levels, Moved, apply_mask
 from captum_extremal.rewards import GAMES, Game
 from captum_extremal.solvers.anytime import Ended
-
-Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""Perturbed inputs, each (M, C, *S), and the image of each row (M,) -> scores (M,)."""
 
 Masks = tuple[Tensor, ...]
 """One mask tensor (M, 1, *S) for each tensor of the input."""
 
-View = Callable[[Tensor, Tensor], Tensor]
-"""Perturbed inputs (M, C, *S), the image of each (M,) -> what the model is shown of
-them, same shape."""
+_REMEDY = "A gradient solver needs a differentiable model; SearchSolver() needs none"
+
+
+class View(Protocol):
+    """Perturbed inputs -> what the model is shown of them.
+
+    Example:
+        >>> from captum_extremal.solvers.views import Copy
+        >>> view: View = Copy(mirrored=True, shifts=())
+    """
+
+    def __call__(
+        self, inputs: tuple[Tensor, ...], images: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Each (M, C, *S), and the image of each row, (M,) -> the same shapes."""
+        ...
+
+    def moved(self, which: int, size: Sequence[int], images: Tensor) -> Moved:
+        """The same of one tensor of the input, for rows of one image."""
+        ...
 
 
 class Problem:
     """What a mask is worth to a model, for K cells of one image and area each.
 
     Args:
-        score: The model: perturbed inputs and the image index of each row -> scores.
-        levels: For each input tensor its perturbation levels, (N, L, C, *S).
+        score: The model: perturbed inputs, each (M, C, *S), and the image of each row,
+            (M,), -> scores (M,). They are kept as precise as they come.
+        levels: For each input tensor its perturbation levels, see `apply_mask`.
         areas: The A areas, fractions of each tensor's pixels in (0, 1].
         game: ``"preservation"``, ``"deletion"`` or ``"hybrid"`` (Sec. 3.2).
         perturbations_per_eval: The most perturbed inputs that one forward may hold.
+
+    Attributes:
+        is_large: Whether an input holds so many numbers that memory allows one mask at
+            a time, whatever `perturbations_per_eval`.
 
     Example:
         >>> from captum_extremal import FadePerturbation
@@ -53,17 +81,22 @@ class Problem:
     def __init__(
         self,
         score: Score,
-        levels: tuple[Tensor, ...],
+        levels: tuple[Levels, ...],
         areas: Sequence[float],
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
     ) -> None:
         self.areas = tuple(areas)
-        self.sizes = [tuple(level.shape[3:]) for level in levels]
-        self.num_images = len(levels[0])
+        lasts = [
+            level[-1] if isinstance(level, tuple) else level[:, -1] for level in levels
+        ]
+        self.sizes = [tuple(last.shape[2:]) for last in lasts]
+        self.num_images = len(lasts[0])
         self.num_cells = self.num_images * len(self.areas)
-        self.device = levels[0].device
-        self._score = score
+        self.device = lasts[0].device
+        self.is_large = any(last[:1].numel() >= LARGE_IMAGE for last in lasts)
+        self._given_score = score
+        self._score = batches_explained(score)
         self._levels = levels
         self.game = game
         self._weights = GAMES[game]
@@ -75,12 +108,12 @@ class Problem:
         The colour of an image is the mean of its most perturbed level, by channel and
         over finite values: what a blur gives in the end.
         """
-        levels = tuple(
-            torch.stack([_flat(level[:, 0]), level[:, -1]], dim=1)
-            for level in self._levels
-        )
         return Problem(
-            self._score, levels, self.areas, self.game, self.perturbations_per_eval
+            self._given_score,
+            tuple(map(_over_mean_colour, self._levels)),
+            self.areas,
+            self.game,
+            self.perturbations_per_eval,
         )
 
     @property
@@ -105,15 +138,17 @@ class Problem:
             f"{self.name_of(cell)}"
         )
 
-    def scores(self, masks: Masks, images: Tensor) -> Tensor:
-        """The model's score of ``masks * images``, whatever the game: (M,), no grad."""
+    def scores(self, masks: Masks, images: Tensor, complement: bool = False) -> Tensor:
+        """The model's score of ``masks * images``, whatever the game: (M,), no grad.
+
+        Or of what the masks leave out, ``(1 - masks) * images``.
+        """
+        chunks = []
         with torch.no_grad():
-            chunks = [
-                self._perturbed_score(part, rows, None)
-                for part, rows in self._split(
-                    masks, images, self.perturbations_per_eval
-                )
-            ]
+            for part, rows in self._split(masks, images, self.perturbations_per_eval):
+                if complement:
+                    part = tuple(1 - mask for mask in part)
+                chunks.append(self._perturbed_score(part, rows, None))
         return torch.cat(chunks)
 
     def rewards(self, masks: Masks, cells: Tensor, view: View | None = None) -> Tensor:
@@ -151,11 +186,33 @@ class Problem:
         for part, rows in self._split(masks, images, self._masks_per_chunk):
             leaves = tuple(mask.detach().requires_grad_() for mask in part)
             with torch.enable_grad():
-                reward = self._reward(leaves, rows, view)
+                reward = self._differentiable(leaves, rows, view)
                 gradients.append(_gradient(reward, leaves))
             rewards.append(reward.detach())
+        if len(gradients) == 1:
+            return rewards[0], gradients[0]
         joined = tuple(torch.cat(parts) for parts in zip(*gradients, strict=True))
         return torch.cat(rewards), joined
+
+    def _differentiable(
+        self, masks: Masks, images: Tensor, view: View | None
+    ) -> Tensor:
+        """Rewards with their graph; an error that only gradients cause says so."""
+        try:
+            with _leaves_unnoticed():
+                return self._reward(masks, images, view)
+        except Exception as error:
+            if may_be_of_the_batch(error) and self._works(masks, images, view):
+                raise of_gradients(error, _REMEDY) from error
+            raise
+
+    def _works(self, masks: Masks, images: Tensor, view: View | None) -> bool:
+        try:
+            with torch.no_grad():
+                self._reward(masks, images, view)
+        except Exception:  # the model's own, of any kind
+            return False
+        return True
 
     @property
     def _masks_per_chunk(self) -> int:
@@ -182,42 +239,80 @@ class Problem:
     def _perturbed_score(
         self, masks: Masks, images: Tensor, view: View | None
     ) -> Tensor:
-        inputs = tuple(
-            apply_mask(levels, mask, images)
-            for levels, mask in zip(self._levels, masks, strict=True)
-        )
-        if view is not None:
-            inputs = tuple(view(tensor, images) for tensor in inputs)
-        return self._score(inputs, images)
+        return self._score(self._shown(masks, images, view), images)
 
-    @staticmethod
+    def _shown(
+        self, masks: Masks, images: Tensor, view: View | None
+    ) -> tuple[Tensor, ...]:
+        """Perturbed inputs as the model sees them."""
+        pairs = list(zip(self._levels, masks, strict=True))
+        if view is not None and self.is_large:
+            # One image at a time, which goes to its place at once.
+            return tuple(
+                apply_mask(levels, mask, images, view.moved(which, size, images))
+                for which, ((levels, mask), size) in enumerate(
+                    zip(pairs, self.sizes, strict=True)
+                )
+            )
+        inputs = tuple(apply_mask(levels, mask, images) for levels, mask in pairs)
+        return inputs if view is None else view(inputs, images)
+
     def _split(
-        masks: Masks, images: Tensor, size: int
+        self, masks: Masks, images: Tensor, size: int
     ) -> Iterator[tuple[Masks, Tensor]]:
+        size = 1 if self.is_large else size
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             yield tuple(mask[part] for mask in masks), images[part]
 
 
-def _flat(images: Tensor) -> Tensor:
-    """Each channel's mean of finite values over space, (N, C, *S)."""
-    axes = tuple(range(2, images.dim()))
-    finite = images.isfinite()
-    known = torch.where(finite, images, 0).sum(axes, True, dtype=torch.float64)
-    mean = known / finite.sum(axes, True).clamp_min(1)
-    return mean.to(images.dtype).expand_as(images)
+@contextmanager
+def _leaves_unnoticed() -> Iterator[None]:
+    """torch.compile looks at ``.grad`` of perturbed inputs, of which PyTorch warns."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor")
+        yield
+
+
+def _over_mean_colour(levels: Levels) -> Levels:
+    """Two levels: in the colour of the most perturbed one, and the last."""
+    several = levels if isinstance(levels, tuple) else levels.unbind(dim=1)
+    first, last = several[0], several[-1]
+    # Image by image and channel by channel: the sums are in float64.
+    means = [_finite_mean(channel) for image in first for channel in image]
+    shape = (*first.shape[:2], *[1] * (first.dim() - 2))
+    colour = torch.stack(means).view(shape).expand_as(first)
+    if first[:1].numel() >= LARGE_IMAGE:
+        return colour, last
+    return torch.stack([colour, last], dim=1)
+
+
+def _finite_mean(values: Tensor) -> Tensor:
+    """The mean of the finite values."""
+    finite = values.isfinite()
+    known = torch.where(finite, values, 0).sum(dtype=torch.float64)
+    return (known / finite.sum().clamp_min(1)).to(values.dtype)
 
 
 def _gradient(reward: Tensor, leaves: Masks) -> Masks:
     """The gradient of each mask; 0 for a tensor that the model does not look at."""
     found: Sequence[Tensor | None] = [None]
     if reward.requires_grad:
-        found = torch.autograd.grad(reward.sum(), leaves, allow_unused=True)
+        try:
+            found = torch.autograd.grad(reward.sum(), leaves, allow_unused=True)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise of_gradients(error, _REMEDY) from error
     if all(gradient is None for gradient in found):
         raise RuntimeError(
             "no gradient reaches the mask through forward_func: its output is cut off "
-            "from its input (detach, no_grad, NumPy or an integer step inside); a "
-            "gradient solver needs a differentiable model. SearchSolver() needs none"
+            "from its input (detach, no_grad, NumPy, an integer step or reentrant "
+            "checkpointing inside); a gradient solver needs a differentiable model. "
+            "SearchSolver() needs none"
         )
     return tuple(
         torch.zeros_like(leaf) if gradient is None else gradient

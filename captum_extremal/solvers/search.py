@@ -31,7 +31,6 @@ from captum_extremal._checks import check_count, check_non_negative, check_posit
 from captum_extremal._lattice import LINEAR
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
-from captum_extremal.level_sets import edge_width
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.surrogate import upper_bound
@@ -43,6 +42,7 @@ _SINGLES = 64  # single disks that are scored first, 8 x 8
 _SINGLE_DISK = 0.033  # their share of the input, radius 23 at 224
 _SAMPLING_TEMPERATURE = 0.7  # of new disks, in standard deviations of the singles
 _ATTEMPTS = 8  # rounds of proposals, where few are feasible or new
+_BARS = 0.25  # of the changes, where axes are not alike: bands, columns
 _DISKS = (0.014, 0.056)  # share of the input of one disk: radius 15 to 30 at 224
 
 
@@ -57,7 +57,8 @@ class SearchSolver:
             which others are asked for with it.
         batch: Candidates of one cell that are scored in one round.
         edge: Half the width of a mask's edge, as a fraction of the geometric mean of
-            the input's sizes: 4 pixels at 224. Below half a pixel the edge is hard.
+            the sizes (of the long ones, where axes are not alike): 4 pixels at 224.
+            Below half a pixel the edge is hard.
         proposals: Random changes among which the process chooses a round's batch.
         elites: Best sets that are changed.
         exploration: Standard deviations that are added to the expected score.
@@ -129,8 +130,10 @@ class _Search:
     def __init__(self, settings: SearchSolver, problem: Problem, seed: int) -> None:
         self.settings = settings
         self.problem = problem
+        self.dtype = torch.float32  # of the rewards
         self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
-        self.edges = [edge_width(settings.edge, size) for size in problem.sizes]
+        self.edges = [settings.edge * lattice.length for lattice in self.lattices]
+        self.edges = [width if width >= 0.5 else 0.0 for width in self.edges]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
             _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))
@@ -150,8 +153,9 @@ class _Search:
                 self._score_round(count)
                 on_step(count)
                 used += count
-                history.append(torch.tensor([cell.best_reward for cell in self.cells]))
-        series = torch.stack(history).to(self.problem.device)
+                best = [cell.best_reward for cell in self.cells]
+                history.append(torch.tensor(best, dtype=torch.double))
+        series = torch.stack(history).to(self.dtype).to(self.problem.device)
         return Solution(self._masks_of_the_best(), {"reward": series}, stop.ended)
 
     def _score_singles(self) -> int:
@@ -178,7 +182,7 @@ class _Search:
     ) -> list[float]:
         """Rewards of one disk each in one input tensor; the others are kept whole."""
         lattice = self.lattices[which]
-        count = area_count(lattice.pixels, _SINGLE_DISK)
+        count = area_count(lattice.pixels, _share_of_single(lattice, len(disks)))
         rewards = []
         for piece in _pieces(disks, self.problem.perturbations_per_eval):
             masks = [
@@ -223,6 +227,7 @@ class _Search:
         if len(bad):
             index = int(bad[0])
             raise self.problem.not_finite(float(rewards[index]), int(cells[index]))
+        self.dtype = rewards.dtype
         values: list[float] = rewards.tolist()
         return values
 
@@ -240,6 +245,13 @@ class _Search:
             match_area(torch.cat(masks), self.problem.areas)
             for masks in zip(*found, strict=True)
         )
+
+
+def _share_of_single(lattice: DiskLattice, number: int) -> float:
+    """Of the input; on steps that stand by themselves disks lie side by side."""
+    if lattice.single == 1:
+        return _SINGLE_DISK
+    return min(_SINGLE_DISK, 1 / max(number, lattice.single))
 
 
 _T = TypeVar("_T")
@@ -262,11 +274,9 @@ class _Singles:
         cls, lattice: DiskLattice, points: Sequence[Point], rewards: Sequence[float]
     ) -> _Singles:
         ranked = sorted(zip(rewards, points, strict=True), key=lambda rp: -rp[0])
-        sides = [len({point[axis] for point in points}) for axis in range(lattice.dims)]
-        coarse = torch.tensor(rewards).view(1, 1, *sides)
-        fine = F.interpolate(
-            coarse, lattice.points, mode=LINEAR[lattice.dims]
-        ).flatten()
+        sides = [len(set(axis)) for axis in zip(*points, strict=True)]
+        coarse = torch.tensor(rewards, dtype=torch.double).view(1, 1, *sides)
+        fine = F.interpolate(coarse, lattice.points, mode=LINEAR[len(sides)]).flatten()
         spread = fine.std(correction=0).clamp_min(1e-12)
         weights = torch.softmax(fine / (_SAMPLING_TEMPERATURE * spread), 0)
         every = itertools.product(*map(range, lattice.points))
@@ -300,7 +310,8 @@ class _Cell:
         self.proposed: dict[Candidate, Tensor] = {}  # and their features
         self.radii = [
             (
-                lat.radius_of(min(_DISKS[0], area / 2)),
+                # A bar is as thin as its area asks.
+                0.0 if lat.stretched else lat.radius_of(min(_DISKS[0], area / 2)),
                 lat.radius_of(max(_DISKS[1], area)),
             )
             for lat in lattices
@@ -336,13 +347,15 @@ class _Cell:
         if not self.rewards:
             first = [self._first()]
             return first, self._describe(first)[0]
+        if len(self.rewards) == 1 and (windows := self._windows(count)):
+            return windows, self._describe(windows)[0]
         wanted = self.settings.proposals if len(self.rewards) > 1 else count
         candidates, features = self._changes(wanted)
         if len(candidates) <= count:
             return candidates, features
         ratings = upper_bound(
             self.features,
-            torch.tensor(list(self.rewards.values())),
+            torch.tensor(list(self.rewards.values()), dtype=torch.double),
             features,
             self.settings.exploration,
         )
@@ -356,8 +369,19 @@ class _Cell:
             for lattice, singles in zip(self.lattices, self.singles, strict=True)
         )
 
+    def _windows(self, count: int) -> list[Candidate]:
+        """Windows on all steps that stand by themselves, in place of the first set."""
+        (first,) = self.rewards
+        lattices = [it for it in enumerate(self.lattices) if it[1].single > 1]
+        found = [
+            (*first[:which], frozenset(disks), *first[which + 1 :])
+            for which, lattice in lattices
+            for disks in lattice.windows(max(1, count // len(lattices)))
+        ]
+        return [candidate for candidate in found if candidate not in self.rewards]
+
     def _enough(self, lattice: DiskLattice, order: Sequence[Point]) -> Disks:
-        radius = lattice.radius_of(_SINGLE_DISK)
+        radius = lattice.radius_of(_share_of_single(lattice, len(order)))
         for count in range(1, len(order)):
             disks = frozenset(order[:count])
             squares = lattice.squares([disks], lattice.sampled)
@@ -389,10 +413,28 @@ class _Cell:
 
     def _change(self, parent: Candidate) -> Candidate:
         which = self.draw.randrange(len(parent))
+        if self.lattices[which].stretched and self.draw.random() < _BARS:
+            disks = self._bar(which, parent[which])
+            return (*parent[:which], frozenset(disks), *parent[which + 1 :])
         disks = sorted(parent[which])
         for _ in range(2 if self.draw.random() < 0.3 else 1):
             self._move(which, disks)
         return (*parent[:which], frozenset(disks), *parent[which + 1 :])
+
+    def _bar(self, which: int, disks: Disks) -> list[Point]:
+        """A new bar along an axis, or all disks moved by a step along one."""
+        lattice = self.lattices[which]
+        axis = self.draw.choice([a for a, it in enumerate(lattice.apart) if not it])
+        if self.draw.random() < 0.5:
+            apart = [a for a, it in enumerate(lattice.apart) if it]
+            across = bool(apart) and self.draw.random() < 0.5
+            point = self.singles[which].draw(self.draw)
+            return lattice.bar(point, apart if across else [axis])
+        last, move = lattice.points[axis] - 1, self.draw.choice((-1, 1))
+        return [
+            (*p[:axis], min(max(0, p[axis] + move), last), *p[axis + 1 :])
+            for p in disks
+        ]
 
     def _move(self, which: int, disks: list[Point]) -> None:
         """Shift (40 %), relocate (25 %), add (20 %) or remove (15 %) a disk."""
@@ -411,9 +453,12 @@ class _Cell:
 
     def _shifted(self, which: int, point: Point) -> Point:
         reach = self.draw.randint(1, 3)
+        lattice = self.lattices[which]
         return tuple(
-            min(max(0, i + self.draw.randint(-reach, reach)), count - 1)
-            for i, count in zip(point, self.lattices[which].points, strict=True)
+            i if apart else min(max(0, i + self.draw.randint(-reach, reach)), count - 1)
+            for i, count, apart in zip(
+                point, lattice.points, lattice.apart, strict=True
+            )
         )
 
     def _describe(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:

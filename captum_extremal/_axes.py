@@ -16,6 +16,7 @@ from collections.abc import Sequence
 # more than twice, where that has few steps, which then stand by themselves.
 _TIMES = 3
 _STEPS = 64
+_PUBLISHED = 224  # side of the inputs that published lengths are for
 
 
 def is_short(size: Sequence[int]) -> list[bool]:
@@ -61,20 +62,37 @@ def scales(size: Sequence[int]) -> tuple[float, ...]:
     )
 
 
+def scaled(pixels: float, size: Sequence[int]) -> tuple[float, ...]:
+    """As many pixels at 224 x 224, the published size, are how many along each axis.
+
+    Example:
+        >>> scaled(20, (112, 112)), scaled(20, (12, 448))
+        ((10.0, 10.0), (0.0, 40.0))
+    """
+    return tuple(pixels / _PUBLISHED * length for length in scales(size))
+
+
+def lattice_step(length: float) -> int:
+    """Spacing of a lattice in pixels along an axis of this length: 7 at 224.
+
+    Example:
+        >>> lattice_step(480.0), lattice_step(10.0)
+        (15, 1)
+    """
+    return max(1, round(7 / _PUBLISHED * length))
+
+
 def lattice_steps(size: Sequence[int]) -> tuple[int, ...]:
-    """Of each axis the spacing of a lattice in pixels: 7 at 224, in proportion.
+    """Of each axis the spacing of a lattice in pixels, see `lattice_step`.
 
     Args:
         size: Spatial size.
 
     Returns:
-        7 / 224 of the length that counts, at least 1; 0 for steps that stand by
-        themselves.
+        That of the length which counts; 0 for steps that stand by themselves.
 
     Example:
         >>> lattice_steps((224, 224)), lattice_steps((12, 1000))
         ((7, 7), (0, 31))
     """
-    return tuple(
-        max(1, round(7 / 224 * length)) if length else 0 for length in scales(size)
-    )
+    return tuple(lattice_step(length) if length else 0 for length in scales(size))

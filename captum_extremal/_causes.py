@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -95,6 +95,32 @@ def _runs_in_parts(
         except Exception:  # the model's own, of any kind
             return False
     return True
+
+
+def gradients_of(
+    total: Tensor, inputs: Sequence[Tensor], remedy: str
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, None for what is not used; its error says what it means.
+
+    Args:
+        total: The sum of what is differentiated.
+        inputs: By what.
+        remedy: As of `of_gradients`.
+
+    Example:
+        >>> x, y = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+        >>> gradients_of((2 * x).sum(), (x, y), "Do not.")
+        (tensor([2.]), None)
+    """
+    try:
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            total, inputs, allow_unused=True
+        )
+    except RuntimeError as error:
+        if not may_be_of_the_batch(error):
+            raise
+        raise of_gradients(error, remedy) from error
+    return found
 
 
 def of_gradients(error: Exception, remedy: str) -> RuntimeError:

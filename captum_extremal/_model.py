@@ -275,8 +275,8 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
 
     A model in training mode counts every forward into its running statistics, and
     its dropout draws from the global generators (PyTorch's, Python's or NumPy's). Of a
-    function that merely calls a
-    model nothing is known, and nothing of that model is put back.
+    function that merely calls a model nothing is known, and nothing of that model is
+    put back.
     """
     model = module_of(forward_func)
     held = [] if model is None else list(model.buffers())

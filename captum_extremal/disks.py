@@ -203,9 +203,8 @@ class DiskLattice:
         left = max(1.0, count / math.prod(alone))
         side = math.floor(left ** (1 / self.dims) + 1e-9)
         axes = [
-            sorted({math.floor((i + 0.5) * n / parts) for i in range(parts)})
+            _evenly(n, single if apart else side)
             for n, apart, single in zip(self.points, self.apart, alone, strict=True)
-            for parts in [single if apart else side]
         ]
         return list(itertools.product(*axes))
 
@@ -222,9 +221,7 @@ class DiskLattice:
         apart = [axis for axis, it in enumerate(self.apart) if it]
         side = max(1, math.floor(count ** (1 / self.dims) + 1e-9))
         axes = [
-            [0]
-            if it
-            else sorted({math.floor((i + 0.5) * n / side) for i in range(side)})
+            [0] if it else _evenly(n, side)
             for n, it in zip(self.points, self.apart, strict=True)
         ]
         return [self.bar(point, apart) for point in itertools.product(*axes)]
@@ -236,3 +233,8 @@ class DiskLattice:
         padded = [row + row[:1] * (width - len(row)) for row in rows]
         centres = torch.tensor(padded, device=axes[0].device)
         return nearest_squares(centres, axes, self.steps)
+
+
+def _evenly(count: int, parts: int) -> list[int]:
+    """The middles of equal parts of so many places."""
+    return sorted({math.floor((i + 0.5) * count / parts) for i in range(parts)})

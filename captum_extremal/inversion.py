@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from captum_extremal import _checks, channel_result
 from captum_extremal._captum import ProgressBar, progress_bar
-from captum_extremal._causes import batches_explained, of_gradients
+from captum_extremal._causes import batches_explained, gradients_of
 from captum_extremal._features import hint_at_features
 from captum_extremal._model import (
     Watch,
@@ -561,16 +561,8 @@ class FeatureInversion:
             spectrum = canvas.start.repeat(len(rows), 1, 1, 1, 1).requires_grad_()
             seen = canvas.seen(canvas.images(spectrum), 0)
             found = score(self._output(seen), rows)
-            try:
-                (gradient,) = torch.autograd.grad(
-                    found.sum(), spectrum, allow_unused=True
-                )
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise of_gradients(
-                    error, "An inversion needs a differentiable model"
-                ) from error
+            remedy = "An inversion needs a differentiable model"
+            (gradient,) = gradients_of(found.sum(), (spectrum,), remedy)
             if gradient is None:
                 raise RuntimeError(_CUT)
             gradient = gradient.flatten(1)

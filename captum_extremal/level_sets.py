@@ -213,8 +213,17 @@ def edge_widths(edge: float, size: Sequence[int]) -> tuple[float, ...]:
         >>> edge_widths(0.018, (16, 16)), edge_widths(0.018, (12, 1000))
         ((0.0, 0.0), (0.0, 18.0))
     """
-    widths = (edge * length for length in scales(size))
-    return tuple(width if width >= 0.5 else 0.0 for width in widths)
+    return tuple(edge_width(edge * length) for length in scales(size))
+
+
+def edge_width(width: float) -> float:
+    """The same, or 0, a hard edge, for less than half a pixel.
+
+    Example:
+        >>> edge_width(4.0), edge_width(0.3)
+        (4.0, 0.0)
+    """
+    return width if width >= 0.5 else 0.0
 
 
 def smooth_edges(regions: Tensor, width: float | Sequence[float]) -> Tensor:

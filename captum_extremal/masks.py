@@ -29,6 +29,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from captum_extremal._axes import lattice_step
 from captum_extremal._checks import (
     check_callable,
     check_choice,
@@ -241,8 +242,7 @@ def default_step(size: Sequence[int]) -> int:
         >>> [default_step(size) for size in ((224, 224), (480, 320), (32, 32), (10,))]
         [7, 12, 1, 1]
     """
-    mean_side = float(math.prod(size) ** (1 / len(size)))
-    return max(1, round(7 / 224 * mean_side))
+    return lattice_step(float(math.prod(size) ** (1 / len(size))))
 
 
 def default_sigma(step: int) -> float:

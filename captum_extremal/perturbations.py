@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from captum_extremal._axes import scales
+from captum_extremal._axes import scaled
 from captum_extremal._checks import (
     check_count,
     check_floating,
@@ -186,7 +186,7 @@ class BlurPerturbation:
         """Fill all levels but the last, each (N, C, *S)."""
         sigma_max = self.sigma_max
         if sigma_max is None:
-            sigma_max = tuple(20 / 224 * scale for scale in scales(inputs.shape[2:]))
+            sigma_max = scaled(20, inputs.shape[2:])
         strongest = check_sigmas("sigma_max", sigma_max, inputs.dim() - 2)
         for level, blurred in enumerate(levels):
             sigmas = [sigma * (1 - level / len(levels)) for sigma in strongest]

@@ -29,7 +29,7 @@ from captum_extremal import (
     contrastive_reward,
     presets,
 )
-from tiny_models import ConvNet, Pair, Spare, Weighted, traces, varied
+from tiny_models import ConvNet, Pair, Spare, Weighted, compiled, traces, varied
 
 WEIGHTS = [[5.0, 1.0, -2.0, 4.0, 0.0, 2.0], [0.0, 3.0, 7.0, -1.0, 6.0, 0.5]]
 SHORT = ChannelSolver(iterations=8, rounds=2)
@@ -790,17 +790,10 @@ def test_the_layers_of_a_compiled_model_that_has_run(before, way):
     torch._dynamo.reset()
     model, inputs = sequence(), varied((2, 1, 6, 6))
     expected = method_of(model, model[1], solver=SHORT).optimize(inputs, 0, [1, 2])
-    if way == "in place":
-        model.compile(backend="eager")
-    compiled = {
-        "module": lambda: torch.compile(model, backend="eager"),
-        "in place": lambda: model,
-        "function": lambda: torch.compile(lambda x: model(x), backend="eager"),
-        "part": lambda: nn.Sequential(torch.compile(model, backend="eager")),
-    }[way]()
+    fast = compiled(model, way)
     with before():
-        compiled(inputs)
-    method = method_of(compiled, model[1], solver=SHORT)
+        fast(inputs)
+    method = method_of(fast, model[1], solver=SHORT)
     found = method.optimize(inputs, 0, [1, 2])
     assert torch.equal(found.masks, expected.masks)
     torch.testing.assert_close(found.scores, expected.scores)

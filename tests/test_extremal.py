@@ -29,6 +29,7 @@ from tiny_models import (
     ConvNet,
     Either,
     TwoInputs,
+    compiled,
     constant,
     share_inside,
     traces,
@@ -970,13 +971,7 @@ def test_complex_scores_are_refused():
 def test_a_compiled_model_that_has_run_gives_the_same(before, way):
     torch._dynamo.reset()
     model = Blocks()
-    if way == "in place":
-        model.compile(backend="eager")
-    fast = {
-        "module": lambda: torch.compile(model, backend="eager"),
-        "in place": lambda: model,
-        "function": lambda: torch.compile(lambda x: model(x), backend="eager"),
-    }[way]()
+    fast = compiled(model, way)
     with before():
         fast(constant())
     found = optimize(fast, constant())
@@ -1039,3 +1034,18 @@ def test_the_smallest_area_is_told_among_large_scores():
 def test_short_scores_become_float32(dtype):
     result = optimize(lambda x: Blocks(scale=3.0)(x).to(dtype), constant())
     assert result.scores.dtype == torch.float32
+
+
+def test_a_lack_of_memory_is_not_laid_on_the_gradients():
+    class Full(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx, inputs):
+            return inputs.clone()
+
+        @staticmethod
+        def backward(_ctx, _gradient):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    method = method_of(lambda x: Full.apply(x).mean((1, 2, 3)))
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator: can't allocate"):
+        method.optimize(constant())

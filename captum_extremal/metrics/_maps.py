@@ -48,7 +48,7 @@ def within_range(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
         >>> within_range([torch.tensor([[3e38, 2e38], [3.0, 2.0]])], 2)[0].sum(dim=1)
         tensor([1.2500e+38, 5.0000e+00])
     """
-    room = 2.0 ** (2 * count - 1).bit_length()  # at least twice the count, for rounding
+    room = room_for(count)
     limit = min(torch.finfo(tensor.dtype).max for tensor in tensors) / room
     large = torch.stack([peak_of(tensor) > limit for tensor in tensors]).any(dim=0)
     if not large.any():
@@ -57,6 +57,18 @@ def within_range(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
         tensor / _along(torch.where(large, room, 1.0).to(tensor.dtype), tensor)
         for tensor in tensors
     ]
+
+
+def room_for(count: int) -> float:
+    """A power of two, at least twice a count of numbers that are to be summed.
+
+    What they are divided by so that their sum, rounding included, stays finite.
+
+    Example:
+        >>> room_for(5)
+        16.0
+    """
+    return 2.0 ** (2 * count - 1).bit_length()
 
 
 def near_one(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_extremal import _checks
-from captum_extremal._axes import scales
+from captum_extremal._axes import scaled, scales
 from captum_extremal._captum import (
     ProgressBar,
     Target,
@@ -230,7 +230,7 @@ class _Blur:
     def levels(self, inputs: Tensor) -> Tensor:
         """(N, C, *S) -> (N, 2, C, *S)."""
         return torch.stack(
-            [gaussian_blur(inputs, _scaled(10, inputs.shape[2:])), inputs], dim=1
+            [gaussian_blur(inputs, scaled(10, inputs.shape[2:])), inputs], dim=1
         )
 
 
@@ -245,6 +245,7 @@ class _Terms:
         tv_weight: Of the sum of its differences.
         mask_sigma: Of the Gaussian that smooths the enlarged mask, for each axis.
         jitter: Number of shifts along each axis.
+        joined: Axes of a mask (n, 1, *cells) whose neighbours are to be alike.
     """
 
     size: tuple[int, ...]
@@ -253,6 +254,7 @@ class _Terms:
     tv_weight: float
     mask_sigma: tuple[float, ...]
     jitter: tuple[int, ...]
+    joined: tuple[int, ...]
 
     def fine(self, coarse: Tensor) -> Tensor:
         """A coarse mask, enlarged and smoothed."""
@@ -269,11 +271,6 @@ class _Terms:
                 pixels = torch.arange(side, device=levels.device) - shift
                 levels = levels.index_select(axis, pixels.clamp(0, side - 1))
         return levels
-
-
-def _scaled(pixels: float, size: Sequence[int]) -> tuple[float, ...]:
-    """As many pixels at 224 x 224 are how many here, along each axis."""
-    return tuple(pixels * scale / _SIDE for scale in scales(size))
 
 
 @dataclass(frozen=True)
@@ -357,15 +354,16 @@ class _Descent:
         width = math.prod(widths) ** (1 / max(1, len(widths)))
         published = _SIDE / _CELLS
         roughness_weight = 100 * size_weight * min(1, width / published)
-        jitter = tuple(max(1, round(shifts)) for shifts in _scaled(4, size))
+        jitter = tuple(max(1, round(shifts)) for shifts in scaled(4, size))
         given, sigma = len(size), self.mask_sigma
         return _Terms(
             tuple(size),
             cells,
             size_weight if self.l1_weight is None else self.l1_weight,
             roughness_weight if self.tv_weight is None else self.tv_weight,
-            _scaled(5, size) if sigma is None else (sigma,) * given,
+            scaled(5, size) if sigma is None else (sigma,) * given,
             jitter if self.jitter is None else (self.jitter,) * given,
+            tuple(axis for axis, length in enumerate(lengths, start=2) if length),
         )
 
     def _start(
@@ -403,9 +401,7 @@ class _Descent:
         """The first two terms, summed over the images."""
         shown = 1 - coarse if self.game == "deletion" else coarse
         roughness = [
-            coarse.diff(dim=axis).abs().pow(self.tv_beta).sum()
-            for axis, length in enumerate(scales(terms.size), start=2)
-            if length
+            coarse.diff(dim=axis).abs().pow(self.tv_beta).sum() for axis in terms.joined
         ]
         return terms.l1_weight * shown.sum() + terms.tv_weight * sum(roughness)
 

@@ -34,6 +34,7 @@ from captum_extremal._captum import (
 from captum_extremal._lattice import LINEAR
 from captum_extremal._model import Watch, as_found
 from captum_extremal._running import watched
+from captum_extremal.metrics._maps import room_for
 from captum_extremal.perturbations import (
     FadePerturbation,
     Perturbation,
@@ -177,7 +178,7 @@ class RISE(PerturbationAttribution):
                     "forward_func must give finite scores, got NaN or inf"
                 )
             attributions = tuple(
-                (total * (_room(num_masks) / (probability * num_masks)))
+                (total * (room_for(num_masks) / (probability * num_masks)))
                 .clamp(torch.finfo(x.dtype).min, torch.finfo(x.dtype).max)
                 .to(x.dtype)
                 .expand_as(x)
@@ -250,8 +251,8 @@ def _weighted_sums(
 ) -> list[Tensor]:
     """The sum over masks of score times mask, (N, 1, *S) for each input tensor.
 
-    Divided by `_room`, and in float64 where the device has it, so that sums of finite
-    scores are finite and differences of large ones keep their digits.
+    Divided by `room_for`, and in float64 where the device has it, so that sums of
+    finite scores are finite and differences of large ones keep their digits.
     """
     num_images, device = len(levels[0]), levels[0].device
     num_masks = len(masks[0].grids)
@@ -274,13 +275,8 @@ def _weighted_sums(
         )
         scores = score(perturbed, images)
         weights = torch.zeros(num_images, end - first, device=device, dtype=dtype)
-        weights[images, own] = scores.to(dtype) / _room(num_masks)
+        weights[images, own] = scores.to(dtype) / room_for(num_masks)
         for total, mask in zip(sums, shown, strict=True):
             total += (weights @ mask.flatten(1).to(dtype)).view(total.shape)
         bar.update()
     return sums
-
-
-def _room(count: int) -> float:
-    """A power of two, at least twice a count of numbers that are to be summed."""
-    return 2.0 ** (2 * count - 1).bit_length()

@@ -21,6 +21,7 @@ from torch import Tensor
 from captum_extremal._causes import (
     Score,
     batches_explained,
+    gradients_of,
     may_be_of_the_batch,
     of_gradients,
 )
@@ -301,12 +302,7 @@ def _gradient(reward: Tensor, leaves: Masks) -> Masks:
     """The gradient of each mask; 0 for a tensor that the model does not look at."""
     found: Sequence[Tensor | None] = [None]
     if reward.requires_grad:
-        try:
-            found = torch.autograd.grad(reward.sum(), leaves, allow_unused=True)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise of_gradients(error, _REMEDY) from error
+        found = gradients_of(reward.sum(), leaves, _REMEDY)
     if all(gradient is None for gradient in found):
         raise RuntimeError(
             "no gradient reaches the mask through forward_func: its output is cut off "

@@ -31,6 +31,7 @@ from captum_extremal._checks import check_count, check_non_negative, check_posit
 from captum_extremal._lattice import LINEAR
 from captum_extremal.area import area_count, match_area
 from captum_extremal.disks import DiskLattice, Disks, Point, disk_masks, radii
+from captum_extremal.level_sets import edge_width
 from captum_extremal.solvers.anytime import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.surrogate import upper_bound
@@ -132,8 +133,7 @@ class _Search:
         self.problem = problem
         self.dtype = torch.float32  # of the rewards
         self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
-        self.edges = [settings.edge * lattice.length for lattice in self.lattices]
-        self.edges = [width if width >= 0.5 else 0.0 for width in self.edges]
+        self.edges = [edge_width(settings.edge * it.length) for it in self.lattices]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
             _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))

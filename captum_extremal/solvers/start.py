@@ -56,17 +56,13 @@ def start(
     Returns:
         Where to begin.
     """
+    may = [_may_mirror(mirror, size) for size in problem.sizes]
     mirrored = [
-        torch.full(
-            (problem.num_images,),
-            _may_mirror(mirror, size),
-            dtype=torch.bool,
-            device=problem.device,
-        )
-        for size in problem.sizes
+        torch.full((problem.num_images,), one, dtype=torch.bool, device=problem.device)
+        for one in may
     ]
     usual = _gradients(problem, fields, None)
-    if not any(_may_mirror(mirror, size) for size in problem.sizes):
+    if not any(may):
         return Start(usual, mirrored)
     other = _gradients(problem, fields, Copy(mirrored, ()))
     if mirror is None:

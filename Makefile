@@ -40,9 +40,9 @@ docs: $(VENV)
 bench: $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2
-	$(BIN)/python benchmarks/quality.py quick
-	$(BIN)/python benchmarks/channels.py quick
-	$(BIN)/python benchmarks/speed.py --quick
+	$(BIN)/python studies/quality.py quick
+	$(BIN)/python studies/channels.py quick
+	$(BIN)/python studies/speed.py --quick
 
 # An overlay in front of the path, with what Insights needs. Captum's metadata asks for
 # numpy<2, which nothing here needs: hence no dependencies.

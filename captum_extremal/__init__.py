@@ -8,29 +8,29 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from captum_extremal import presets
-from captum_extremal._running import SearchInterrupted
-from captum_extremal.area import AreaLoss, AreaWeight, area_loss, area_reference
-from captum_extremal.blur import gaussian_blur
+from captum_extremal._attribution import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
-from captum_extremal.channel_result import ChannelResult
-from captum_extremal.class_channels import ClassChannels, ExcitingImages
-from captum_extremal.extremal import ExtremalPerturbation
-from captum_extremal.image_priors import ImagePrior
-from captum_extremal.inversion import (
+from captum_extremal.channels.class_channels import ClassChannels
+from captum_extremal.channels.exciting_images import ExcitingImages
+from captum_extremal.channels.image_priors import ImagePrior
+from captum_extremal.channels.inversion import (
     ChannelComparison,
     FeatureInversion,
     Inversion,
     channel_saliency,
 )
-from captum_extremal.masks import MaskGenerator, smooth_max
-from captum_extremal.perturbations import (
+from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.extremality import Extremality
+from captum_extremal.masks.max_convolution import MaskGenerator, smooth_max
+from captum_extremal.perturbations.apply import apply_mask
+from captum_extremal.perturbations.blur import gaussian_blur
+from captum_extremal.perturbations.levels import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
-    apply_mask,
 )
-from captum_extremal.result import Extremality, ExtremalResult
-from captum_extremal.rewards import contrastive_reward, simple_reward
+from captum_extremal.results.channels import ChannelResult
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.solvers import (
     ChannelDescent,
     ChannelSolver,
@@ -41,6 +41,13 @@ from captum_extremal.solvers import (
     Solution,
     Solver,
 )
+from captum_extremal.solvers.area_loss import (
+    AreaLoss,
+    AreaWeight,
+    area_loss,
+    area_reference,
+)
+from captum_extremal.solvers.rewards import contrastive_reward, simple_reward
 
 __all__ = [
     "AreaLoss",

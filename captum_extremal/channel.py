@@ -18,23 +18,33 @@ from captum.attr import LayerAttribution, PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_extremal import _checks
-from captum_extremal._captum import Target, as_tuple, check_target, forward_of_rows
-from captum_extremal._causes import batches_explained
-from captum_extremal._features import hint_at_features
-from captum_extremal._layer import Layer
-from captum_extremal._model import Watch, as_found, check_differentiable, uncompiled
-from captum_extremal._running import (
+from captum_extremal._attribution import (
     SearchInterrupted,
     reward_of_rows,
     rewards_of,
     run,
     settings_of,
 )
-from captum_extremal.area import area_count
-from captum_extremal.channel_result import ChannelResult
-from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
+from captum_extremal._base import checks
+from captum_extremal._base.captum_door import (
+    Target,
+    as_tuple,
+    check_target,
+    forward_of_rows,
+)
+from captum_extremal._base.causes import batches_explained
+from captum_extremal._base.features import hint_at_features
+from captum_extremal._base.layer import Layer
+from captum_extremal._base.model import (
+    Watch,
+    as_found,
+    check_differentiable,
+    uncompiled,
+)
+from captum_extremal.masks.area import area_count
+from captum_extremal.results.channels import ChannelResult
 from captum_extremal.solvers import ChannelSolver, Problem, Solver
+from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
 
 Baselines = float | Tensor | tuple[float | Tensor, ...]
 DEFAULT_AREAS = (0.05, 0.1, 0.2)
@@ -102,7 +112,7 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         solver: Solver | None = None,
         reward: Reward | None = None,
     ) -> None:
-        _checks.check_callable("forward_func", forward_func)
+        checks.check_callable("forward_func", forward_func)
         if not isinstance(layer, nn.Module):
             raise TypeError(
                 f"layer must be a torch.nn.Module, got {type(layer).__name__}"
@@ -116,8 +126,8 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         PerturbationAttribution.__init__(self, forward_func)
         self.solver = ChannelSolver() if solver is None else solver
         self.reward = simple_reward if reward is None else reward
-        _checks.check_callable("reward", self.reward)
-        _checks.check_method("solver", self.solver, "solve")
+        checks.check_callable("reward", self.reward)
+        checks.check_method("solver", self.solver, "solve")
         self._warned_of_training = False
         self._hinted_at_features = False
 
@@ -242,8 +252,8 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         Returns:
             A `ChannelResult`.
         """
-        areas = _checks.check_channel_areas(areas)
-        seed = _checks.check_count("seed", seed, minimum=0)
+        areas = checks.check_channel_areas(areas)
+        seed = checks.check_count("seed", seed, minimum=0)
         with self._channels(
             inputs,
             target,
@@ -337,7 +347,7 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
         """
         given = masks if isinstance(masks, tuple) else (masks,)
         for mask in given:
-            _checks.check_floating("masks", mask)
+            checks.check_floating("masks", mask)
         areas = (1.0,) * (given[0].shape[1] if given and given[0].dim() == 3 else 1)
         with self._channels(
             inputs,
@@ -377,8 +387,8 @@ class ChannelExtremalPerturbation(LayerAttribution, PerturbationAttribution):
             raise TypeError(
                 f"attribute_to_layer_input must be True or False, got {at_input!r}"
             )
-        _checks.check_choice("game", game, tuple(GAMES))
-        batch = _checks.check_count("perturbations_per_eval", perturbations_per_eval)
+        checks.check_choice("game", game, tuple(GAMES))
+        batch = checks.check_count("perturbations_per_eval", perturbations_per_eval)
         check_target(target, num_images)
         check_differentiable(self.forward_func)
         device = tensors[0].device
@@ -482,10 +492,10 @@ def _check_activations(
     activations: tuple[Tensor, ...], num_images: int, channel_dim: int, batch: int
 ) -> int:
     """The channel dimension, counted from the front."""
-    _checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
+    checks.check_count("channel_dim", channel_dim, minimum=-(10**6))
     found = set()
     for activation in activations:
-        _checks.check_floating("what layer gives", activation)
+        checks.check_floating("what layer gives", activation)
         shape = tuple(activation.shape)
         if not shape or shape[0] != num_images or 0 in shape:
             raise ValueError(
@@ -494,7 +504,7 @@ def _check_activations(
             )
         if len(shape) < 2:
             raise ValueError(f"layer must give channels, got values of shape {shape}")
-        dim = _checks.check_channel_dim(shape, channel_dim)
+        dim = checks.check_channel_dim(shape, channel_dim)
         if not activation.isfinite().all():
             raise ValueError("layer must give finite values, got NaN or infinity")
         found.add(dim)

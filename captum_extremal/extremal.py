@@ -16,25 +16,30 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal import _checks
-from captum_extremal._captum import Target, as_tuple, check_target, like_inputs
-from captum_extremal._model import Watch, as_found, check_differentiable
-from captum_extremal._running import (
+from captum_extremal._attribution import (
     SearchInterrupted,
     reward_of_rows,
     rewards_of,
     run,
     settings_of,
 )
-from captum_extremal.perturbations import (
+from captum_extremal._base import checks
+from captum_extremal._base.captum_door import (
+    Target,
+    as_tuple,
+    check_target,
+    like_inputs,
+)
+from captum_extremal._base.model import Watch, as_found, check_differentiable
+from captum_extremal.perturbations.levels import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
     levels_apart,
 )
-from captum_extremal.result import ExtremalResult
-from captum_extremal.rewards import GAMES, Game, Reward, simple_reward
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.solvers import LevelSetSolver, Problem, Solver
+from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
 
 PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
     "blur": BlurPerturbation,
@@ -96,12 +101,12 @@ class ExtremalPerturbation(PerturbationAttribution):
         reward: Reward | None = None,
     ) -> None:
         super().__init__(forward_func)
-        _checks.check_callable("forward_func", forward_func)
+        checks.check_callable("forward_func", forward_func)
         self.perturbation = _perturbation(perturbation)
         self.solver = LevelSetSolver() if solver is None else solver
         self.reward = simple_reward if reward is None else reward
-        _checks.check_callable("reward", self.reward)
-        _checks.check_method("solver", self.solver, "solve")
+        checks.check_callable("reward", self.reward)
+        checks.check_method("solver", self.solver, "solve")
         self._warned_of_training = False
 
     @property
@@ -204,8 +209,8 @@ class ExtremalPerturbation(PerturbationAttribution):
             An `ExtremalResult`.
         """
         is_tuple = isinstance(inputs, tuple)
-        areas = _checks.check_areas(areas)
-        seed = _checks.check_count("seed", seed, minimum=0)
+        areas = checks.check_areas(areas)
+        seed = checks.check_count("seed", seed, minimum=0)
         with self._problem(
             inputs, target, areas, additional_forward_args, game, perturbations_per_eval
         ) as (problem, watch):
@@ -268,7 +273,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             tensor([[0.2500, 0.6250]])
         """
         tensors = as_tuple(inputs)
-        _checks.check_inputs(tensors)
+        checks.check_inputs(tensors)
         _check_masks(masks, tensors, isinstance(inputs, tuple))
         given = masks if isinstance(masks, tuple) else (masks,)
         # Any areas will do: a problem is asked for rewards alone.
@@ -290,9 +295,9 @@ class ExtremalPerturbation(PerturbationAttribution):
     ) -> Iterator[tuple[Problem, Watch]]:
         """The checked arguments as a problem, while the model is left as found."""
         tensors = as_tuple(inputs)
-        _checks.check_inputs(tensors)
-        _checks.check_choice("game", game, tuple(GAMES))
-        perturbations_per_eval = _checks.check_count(
+        checks.check_inputs(tensors)
+        checks.check_choice("game", game, tuple(GAMES))
+        perturbations_per_eval = checks.check_count(
             "perturbations_per_eval", perturbations_per_eval
         )
         check_target(target, len(tensors[0]))
@@ -323,9 +328,9 @@ class ExtremalPerturbation(PerturbationAttribution):
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:
     if isinstance(choice, str):
-        _checks.check_choice("perturbation", choice, tuple(PERTURBATIONS))
+        checks.check_choice("perturbation", choice, tuple(PERTURBATIONS))
         return PERTURBATIONS[choice]()
-    _checks.check_method("perturbation", choice, "levels")
+    checks.check_method("perturbation", choice, "levels")
     return choice
 
 
@@ -343,7 +348,7 @@ def _check_masks(
             f"masks must be as many as inputs, {len(tensors)}, got {len(given)}"
         )
     for mask, tensor in zip(given, tensors, strict=True):
-        _checks.check_floating("masks", mask)
+        checks.check_floating("masks", mask)
         num_areas = mask.shape[1] if mask.dim() > 1 else 0
         legal = (len(tensor), num_areas, 1, *tensor.shape[2:])
         if num_areas == 0 or tuple(mask.shape) != legal:

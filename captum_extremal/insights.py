@@ -13,14 +13,10 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal._checks import check_areas, check_count
-from captum_extremal.extremal import (
-    DEFAULT_AREAS,
-    PERTURBATIONS,
-    ExtremalPerturbation,
-)
-from captum_extremal.rewards import GAMES, Game
+from captum_extremal._base.checks import check_areas, check_count
+from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
 from captum_extremal.solvers import LevelSetSolver
+from captum_extremal.solvers.rewards import GAMES, Game
 
 _INSTALL = "pip install 'captum<0.9' flask flask-compress"
 

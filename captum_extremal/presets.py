@@ -32,9 +32,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from captum_extremal.area import AreaWeight
-from captum_extremal.perturbations import BlurPerturbation
+from captum_extremal.perturbations.levels import BlurPerturbation
 from captum_extremal.solvers import ChannelDescent, GradientSolver
+from captum_extremal.solvers.area_loss import AreaWeight
 
 PAPER_CHANNELS = (
     *(1, 5, 10, 20, 25, 35, 40, 50, 60, 70, 80, 90, 100),

@@ -11,14 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_extremal import area
-from captum_extremal.area import (
+from captum_extremal.masks.area import area_count, match_area
+from captum_extremal.solvers import area_loss as loss_module
+from captum_extremal.solvers.area_loss import (
     AreaLoss,
     AreaWeight,
-    area_count,
     area_loss,
     area_reference,
-    match_area,
 )
 from reference import area as reference
 
@@ -175,9 +174,9 @@ def test_areas_on_a_device_are_used_there_with_the_same_result(size, device):
     values = torch.rand(4, size, device=device).mul_(7).round_().div_(7)
     areas = torch.tensor([0.05, 0.25, 0.5, 1.0], dtype=torch.float64, device=device)
     for some in (areas, areas[1:3], areas[2]):
-        counts, thresholds = area._partition_on_device(values, some)
+        counts, thresholds = loss_module._partition_on_device(values, some)
         numbers = some.tolist()
-        expected_counts, expected_thresholds = area._partition(values, numbers)
+        expected_counts, expected_thresholds = loss_module._partition(values, numbers)
         assert torch.equal(counts, expected_counts)
         assert torch.equal(thresholds, expected_thresholds)
         loss = area_loss(values, some)

@@ -14,8 +14,8 @@ from captum_extremal import (
     LevelSetSolver,
     SearchSolver,
 )
-from captum_extremal._axes import is_short, lattice_steps, scales
-from captum_extremal.level_sets import smooth_edges
+from captum_extremal._base.axes import is_short, lattice_steps, scales
+from captum_extremal.masks.edges import smooth_edges
 from captum_extremal.solvers.start import agree
 
 ALL = slice(None)

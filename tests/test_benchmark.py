@@ -32,14 +32,12 @@ from captum_extremal.benchmark import (
     report,
     store,
 )
-from captum_extremal.benchmark.methods import (
-    last_feature_map,
-    settings_of,
-)
 from captum_extremal.benchmark.processes import local_device
-from captum_extremal.benchmark.relus import with_hookable_relus
 from captum_extremal.benchmark.store import Content, Failure, writing
 from captum_extremal.benchmark.targets import highest, outputs_of_classes
+from captum_extremal.methods.adapters import last_feature_map
+from captum_extremal.methods.registry import settings_of
+from captum_extremal.methods.relus import with_hookable_relus
 from tiny_data import SIZE, make_coco, make_voc
 from tiny_models import ConvNet, traces
 

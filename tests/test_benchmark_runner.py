@@ -22,20 +22,12 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from captum_extremal import LevelSetSolver
-from captum_extremal.benchmark import (
-    Example,
-    Flaw,
-    ImageSet,
-    Plan,
-    Row,
-    read,
-    runner,
-)
+from captum_extremal.benchmark import Example, Flaw, ImageSet, Plan, Row, read, runner
 from captum_extremal.benchmark import run as run_plan
 from captum_extremal.benchmark.pairs import Pair
 from captum_extremal.benchmark.store import writing
-from captum_extremal.cli import main
-from captum_extremal.models import Preprocess
+from captum_extremal.cli.main import main
+from captum_extremal.models.networks import Preprocess
 from tiny_data import SIZE, make_coco, make_voc, many, picture, voc_object
 
 METHODS = "centre,gradient,grad-cam"
@@ -93,7 +85,7 @@ def start(folder, output, rank=None, world=1, port=0, methods=METHODS, slow=0.0)
         "import sys, time\n"
         "from captum_extremal.benchmark import runner, store\n"
         f"if {bool(rank)}: runner.read = lambda folder: store.Content()\n"
-        "from captum_extremal.cli import main\n"
+        "from captum_extremal.cli.main import main\n"
         "add = store.Writer.add\n"
         f"store.Writer.add = lambda self, row: (add(self, row), time.sleep({slow}))\n"
         "main(sys.argv[1:])\n"
@@ -424,7 +416,7 @@ def test_flaws_of_a_reader_of_ones_own_that_no_file_could_hold(tmp_path):
 
 
 def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkeypatch):
-    from captum_extremal.benchmark import methods
+    from captum_extremal import methods
 
     def build(model, options):
         def explain(inputs, target):

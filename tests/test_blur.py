@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_extremal import blur
-from captum_extremal.blur import gaussian_blur
+from captum_extremal.perturbations import blur
+from captum_extremal.perturbations.blur import gaussian_blur
 from reference import blur as reference
 
 SIZES = [(7,), (1,), (5, 4), (1, 6), (10, 10), (3, 4, 2)]

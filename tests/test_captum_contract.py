@@ -26,11 +26,11 @@ from captum.attr import (
 from captum.metrics import infidelity, sensitivity_max
 from torch import nn
 
-from captum_extremal.area import AreaWeight
 from captum_extremal.extremal import ExtremalPerturbation
-from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
-from captum_extremal.rewards import contrastive_reward
+from captum_extremal.perturbations.levels import BlurPerturbation, FadePerturbation
 from captum_extremal.solvers import GradientSolver
+from captum_extremal.solvers.area_loss import AreaWeight
+from captum_extremal.solvers.rewards import contrastive_reward
 from tiny_models import (
     Blocks,
     ConvNet,
@@ -558,7 +558,7 @@ class Bar:
 @pytest.fixture
 def bar(monkeypatch):
     bar = Bar()
-    monkeypatch.setattr("captum_extremal._captum.progress", bar)
+    monkeypatch.setattr("captum_extremal._base.captum_door.progress", bar)
     return bar
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from captum_extremal._captum import (
+from captum_extremal._base.captum_door import (
     as_arguments,
     as_target,
     as_tuple,
@@ -239,6 +239,6 @@ def test_a_bar_is_captums(monkeypatch):
         made.append((desc, total))
         return stream
 
-    monkeypatch.setattr("captum_extremal._captum.progress", progress)
+    monkeypatch.setattr("captum_extremal._base.captum_door.progress", progress)
     assert progress_bar(True, "words", 3) is stream
     assert made == [("words", 3)]

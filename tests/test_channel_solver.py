@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from captum_extremal import ChannelDescent, ChannelSolver, ExtremalPerturbation, Problem
-from captum_extremal.solvers.channels import _Swaps
+from captum_extremal.solvers.swaps import _Swaps
 
 
 def problem_of(score, values, areas, **options):

@@ -22,14 +22,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torchvision.models import VisionTransformer, get_model
 
-from captum_extremal.checkpoints import (
+from captum_extremal.models import load_model
+from captum_extremal.models.checkpoints import (
     Maker,
     load_weights,
     num_classes,
     read_checkpoint,
     read_state_dict,
 )
-from captum_extremal.models import load_model
 
 SMALL = "shufflenet_v2_x0_5"  # with BatchNorm, 338 tensors
 

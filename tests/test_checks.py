@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_extremal import _checks
+from captum_extremal._base import checks
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from captum_extremal import _checks
     ],
 )
 def test_areas_become_a_tuple_of_floats_in_their_order(areas, expected):
-    checked = _checks.check_areas(areas)
+    checked = checks.check_areas(areas)
     assert checked == expected
     assert all(type(area) is float for area in checked)
 
@@ -43,7 +43,7 @@ def test_areas_become_a_tuple_of_floats_in_their_order(areas, expected):
     ],
 )
 def test_areas_of_channels_stay_ints_or_floats(areas, expected):
-    checked = _checks.check_channel_areas(areas)
+    checked = checks.check_channel_areas(areas)
     assert checked == expected
     assert [type(area) for area in checked] == [type(area) for area in expected]
 
@@ -51,7 +51,7 @@ def test_areas_of_channels_stay_ints_or_floats(areas, expected):
 @pytest.mark.parametrize("area", [True, "1", None, 1j])
 def test_an_area_of_channels_is_a_number(area):
     with pytest.raises(TypeError, match=r"^area must be a number, got "):
-        _checks.check_channel_areas([area])
+        checks.check_channel_areas([area])
 
 
 @pytest.mark.parametrize("area", [0, -1])
@@ -59,7 +59,7 @@ def test_an_area_of_channels_is_at_least_one(area):
     with pytest.raises(
         ValueError, match=rf"^area must be at least 1 channel, got {area}"
     ):
-        _checks.check_channel_areas(area)
+        checks.check_channel_areas(area)
 
 
 @pytest.mark.parametrize("area", [0, -0.1, 1.5, float("nan"), float("inf")])
@@ -68,7 +68,7 @@ def test_an_area_outside_of_its_range_is_named(area):
         with pytest.raises(
             ValueError, match=r"^area must lie in \(0, 1\], got "
         ) as error:
-            _checks.check_areas(given)
+            checks.check_areas(given)
         came = float(str(error.value).split("got ")[1])
         assert came == pytest.approx(area, nan_ok=True)
 
@@ -76,31 +76,31 @@ def test_an_area_outside_of_its_range_is_named(area):
 @pytest.mark.parametrize("area", ["0.1", True, None, [0.1, None], ["a"], 1j])
 def test_an_area_that_is_no_number_is_a_type_error(area):
     with pytest.raises(TypeError, match="area must be a number, got"):
-        _checks.check_areas(area)
+        checks.check_areas(area)
 
 
 @pytest.mark.parametrize("areas", [[], (), torch.zeros(0)])
 def test_no_area_at_all_is_refused(areas):
     with pytest.raises(ValueError, match="at least one area, got none"):
-        _checks.check_areas(areas)
+        checks.check_areas(areas)
 
 
 @pytest.mark.parametrize(
     ("check", "good", "bad", "message"),
     [
-        (_checks.check_positive, 1e-9, 0, "x must be positive and finite, got 0"),
-        (_checks.check_positive, 2, -1, "x must be positive and finite, got -1"),
-        (_checks.check_positive, 2, float("inf"), "positive and finite, got inf"),
-        (_checks.check_positive, 2, float("nan"), "positive and finite, got nan"),
+        (checks.check_positive, 1e-9, 0, "x must be positive and finite, got 0"),
+        (checks.check_positive, 2, -1, "x must be positive and finite, got -1"),
+        (checks.check_positive, 2, float("inf"), "positive and finite, got inf"),
+        (checks.check_positive, 2, float("nan"), "positive and finite, got nan"),
         (
-            _checks.check_non_negative,
+            checks.check_non_negative,
             0,
             -0.5,
             "x must be finite and at least 0, got -0.5",
         ),
-        (_checks.check_non_negative, 3, float("nan"), "at least 0, got nan"),
-        (_checks.check_non_negative, 3, float("inf"), "at least 0, got inf"),
-        (_checks.check_count, 1, 0, "x must be at least 1, got 0"),
+        (checks.check_non_negative, 3, float("nan"), "at least 0, got nan"),
+        (checks.check_non_negative, 3, float("inf"), "at least 0, got inf"),
+        (checks.check_count, 1, 0, "x must be at least 1, got 0"),
     ],
 )
 def test_numbers_out_of_range(check, good, bad, message):
@@ -110,12 +110,12 @@ def test_numbers_out_of_range(check, good, bad, message):
 
 
 def test_a_count_has_its_own_minimum():
-    assert _checks.check_count("x", np.int64(2), minimum=2) == 2
+    assert checks.check_count("x", np.int64(2), minimum=2) == 2
     with pytest.raises(ValueError, match="x must be at least 2, got 1"):
-        _checks.check_count("x", 1, minimum=2)
+        checks.check_count("x", 1, minimum=2)
 
 
-@pytest.mark.parametrize("check", [_checks.check_positive, _checks.check_non_negative])
+@pytest.mark.parametrize("check", [checks.check_positive, checks.check_non_negative])
 @pytest.mark.parametrize("value", ["1", None, True, torch.ones(2)])
 def test_numbers_of_another_type(check, value):
     with pytest.raises(TypeError, match="x must be a number, got"):
@@ -125,59 +125,59 @@ def test_numbers_of_another_type(check, value):
 @pytest.mark.parametrize("value", [1.0, "1", True, None])
 def test_counts_of_another_type(value):
     with pytest.raises(TypeError, match="x must be an int, got"):
-        _checks.check_count("x", value)
+        checks.check_count("x", value)
 
 
 @pytest.mark.parametrize("value", ["c", None, ["a"], 1])
 def test_a_choice_lists_what_is_legal(value):
-    _checks.check_choice("game", "a", ("a", "b"))
+    checks.check_choice("game", "a", ("a", "b"))
     with pytest.raises(ValueError, match="game must be 'a' or 'b', got ") as error:
-        _checks.check_choice("game", value, ("a", "b"))
+        checks.check_choice("game", value, ("a", "b"))
     assert str(error.value).endswith(repr(value))
 
 
 def test_callables_and_methods():
-    _checks.check_callable("f", len)
-    _checks.check_method("s", "text", "upper")
+    checks.check_callable("f", len)
+    checks.check_method("s", "text", "upper")
     with pytest.raises(TypeError, match="f must be callable, got None"):
-        _checks.check_callable("f", None)
+        checks.check_callable("f", None)
     with pytest.raises(TypeError, match="s must be an object with a solve method"):
-        _checks.check_method("s", "text", "solve")
+        checks.check_method("s", "text", "solve")
     with pytest.raises(TypeError, match=r"got <class 'str'> \(type\)"):
-        _checks.check_method("s", str, "upper")
+        checks.check_method("s", str, "upper")
 
 
 def test_long_values_are_cut_in_messages():
     with pytest.raises(TypeError, match=r"'a{36}\.\.\. \(str\)$"):
-        _checks.check_count("x", "a" * 500)
+        checks.check_count("x", "a" * 500)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4, 5), (1, 1, 2, 2, 2), (0, 3, 4)])
 def test_spatial_tensors_pass(shape):
-    _checks.check_spatial("inputs", torch.zeros(shape))
+    checks.check_spatial("inputs", torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1, 1, 2, 2, 2, 2), (2, 3, 0)])
 def test_other_shapes_are_shown(shape):
     with pytest.raises(ValueError, match="with 1, 2 or 3 spatial sizes") as error:
-        _checks.check_spatial("inputs", torch.zeros(shape))
+        checks.check_spatial("inputs", torch.zeros(shape))
     assert str(error.value).endswith(f"got {shape}")
 
 
 @pytest.mark.parametrize("value", [np.zeros((1, 1, 1)), [1.0], None])
 def test_what_is_no_tensor_is_named(value):
     with pytest.raises(TypeError, match="inputs must be a floating point tensor, got"):
-        _checks.check_spatial("inputs", value)
+        checks.check_spatial("inputs", value)
 
 
 def test_inputs_must_agree():
     image, series = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 9)
-    _checks.check_inputs((image, series))
+    checks.check_inputs((image, series))
     with pytest.raises(ValueError, match="in their first dimension N, got 2 and 1"):
-        _checks.check_inputs((image, series[:1]))
+        checks.check_inputs((image, series[:1]))
     with pytest.raises(ValueError, match="in their device, got cpu and meta"):
-        _checks.check_inputs((image, series.to("meta")))
+        checks.check_inputs((image, series.to("meta")))
     with pytest.raises(ValueError, match="at least one tensor, got none"):
-        _checks.check_inputs(())
+        checks.check_inputs(())
     with pytest.raises(TypeError, match=r"got torch.int64"):
-        _checks.check_inputs((image, series.long()))
+        checks.check_inputs((image, series.long()))

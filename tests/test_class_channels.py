@@ -13,7 +13,8 @@ from captum.attr import ClassSummarizer
 from captum.attr._utils.stat import Mean
 from safetensors.torch import save_file
 
-from captum_extremal import ClassChannels, ExcitingImages, _files
+from captum_extremal import ClassChannels, ExcitingImages
+from captum_extremal._base import files
 
 MASKS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
 
@@ -331,9 +332,9 @@ def test_other_files(tmp_path, kind):
 
 def rewritten(path, tensors=None, **about):
     """Change what a file holds; None takes a part away."""
-    held, facts = _files.read(path)
+    held, facts = files.read(path)
     tensors, facts = held | (tensors or {}), facts | about
-    _files.write(
+    files.write(
         path,
         {name: tensor for name, tensor in tensors.items() if tensor is not None},
         {name: fact for name, fact in facts.items() if fact is not None},

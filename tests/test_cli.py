@@ -18,11 +18,14 @@ from torchvision.models import get_model
 
 import captum_extremal
 from captum_extremal.benchmark import Options, compare
-from captum_extremal.cli import DEMO_PICTURES, _Found, _table, _View, main
+from captum_extremal.cli.explain import DEMO_PICTURES
+from captum_extremal.cli.main import main
+from captum_extremal.cli.table import Found, View, table
 from captum_extremal.models import load_model
-from captum_extremal.perturbations import BlurPerturbation, apply_mask
-from captum_extremal.report import to_html
-from captum_extremal.result import ExtremalResult
+from captum_extremal.page import to_html
+from captum_extremal.perturbations.apply import apply_mask
+from captum_extremal.perturbations.levels import BlurPerturbation
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization import plot_methods
 
 CLASSES = 3
@@ -139,8 +142,8 @@ def make_found(input_score):
         input_score=torch.tensor([input_score]),
         perturbed_score=torch.tensor([-1.0]),
     )
-    return _Found(
-        views=[_View("cat", torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))],
+    return Found(
+        views=[View("cat", torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))],
         targets=["tabby"],
         result=result,
         areas_at_half=torch.tensor([[0.05, 0.1]]),
@@ -151,7 +154,7 @@ def make_found(input_score):
 
 
 def test_the_table_marks_the_smallest_sufficient_area():
-    lines = _table(make_found(input_score=2.5))
+    lines = table(make_found(input_score=2.5))
     assert [line.split()[-1] for line in lines[2:6]] == [
         "0.500",
         "0.250",
@@ -161,7 +164,7 @@ def test_the_table_marks_the_smallest_sufficient_area():
 
 
 def test_the_table_says_that_no_area_suffices():
-    lines = _table(make_found(input_score=9.0))
+    lines = table(make_found(input_score=9.0))
     assert lines[2].endswith("0.500  no area reaches this score")
     assert [line.split()[-1] for line in lines[3:6]] == ["0.250", "0.750", "0.000"]
 
@@ -247,7 +250,7 @@ def test_the_figure_of_a_comparison_shows_masks_and_maps(run, monkeypatch):
         drawn.update(others, images=images, attributions=attributions)
         return plot_methods(images, attributions, **others)
 
-    monkeypatch.setattr("captum_extremal.cli.plot_methods", note)
+    monkeypatch.setattr("captum_extremal.cli.explain.plot_methods", note)
     done = run("--areas=0.1,0.3", "--compare=ig,gradient", "--output=a.jpg")
     assert "wrote a-methods.jpg" in done.stdout
     assert list(drawn["attributions"]) == ["ig", "gradient"]
@@ -258,7 +261,7 @@ def test_the_figure_of_a_comparison_shows_masks_and_maps(run, monkeypatch):
 def test_compared_methods_have_the_options_of_the_search(run, monkeypatch):
     given = []
     monkeypatch.setattr(
-        "captum_extremal.cli.compare",
+        "captum_extremal.cli.explain.compare",
         lambda *args: given.append(args) or {"ig": torch.zeros(1, 1, SIZE, SIZE)},
     )
     run("--areas=0.2", "--compare=ig", "--seed=5", "--game=deletion", "--target=2")
@@ -277,7 +280,7 @@ def test_a_model_that_a_compared_method_cannot_take(run, monkeypatch):
     def fail(*args):
         raise ValueError("model must have ReLU modules")
 
-    monkeypatch.setattr("captum_extremal.cli.compare", fail)
+    monkeypatch.setattr("captum_extremal.cli.explain.compare", fail)
     line = error_line(run("--compare=guided-backprop"))
     assert line == "--compare: model must have ReLU modules"
 
@@ -513,7 +516,7 @@ def test_an_error_of_many_lines_becomes_one(run, monkeypatch):
     def fail(*args):
         raise RuntimeError("first\n  second\n\nthird")
 
-    monkeypatch.setattr("captum_extremal.cli.load_model", fail)
+    monkeypatch.setattr("captum_extremal.cli.explain.load_model", fail)
     assert error_line(run()) == "first second third"
 
 
@@ -521,7 +524,7 @@ def test_a_bug_keeps_its_traceback(run, monkeypatch):
     def fail(*args):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("captum_extremal.cli.load_model", fail)
+    monkeypatch.setattr("captum_extremal.cli.explain.load_model", fail)
     assert isinstance(run().exception, KeyError)
 
 
@@ -574,7 +577,7 @@ def test_a_picture_of_nan_is_refused(run, folder):
 
 
 def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
-    monkeypatch.setattr("captum_extremal.cli._search", None)
+    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
     inside = folder / "photo.png" / "deep"
     assert error_line(run(f"--output={inside}")).startswith("--output must lie in a wr")
     assert error_line(run(f"--save={inside}")).startswith("--save must lie in a writab")
@@ -654,7 +657,7 @@ def test_errors_show_names_of_all_kinds(folder, tmp_path, monkeypatch, name):
 def test_names_that_no_file_can_have_are_found_before_the_search(
     run, tmp_path, monkeypatch, option, message
 ):
-    monkeypatch.setattr("captum_extremal.cli._search", None)
+    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
     (tmp_path / "there-methods.png").mkdir()
     options = option.format(long="x" * 300, almost="y" * 245).split()
     assert error_line(run(*options)).startswith(message)
@@ -666,7 +669,7 @@ def test_a_picture_of_a_name_as_long_as_can_be(run, folder, tmp_path, monkeypatc
     (folder / name).write_bytes((folder / "photo.png").read_bytes())
     done = run("--areas=0.1", "--output=a.png", image=name)
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr("captum_extremal.cli._search", None)
+    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
     line = error_line(run(image=name))
     assert line.startswith("--output must be a file that can be written, got zzz")
 

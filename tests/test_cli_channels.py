@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 from captum_extremal import ChannelResult
-from captum_extremal.cli import main
+from captum_extremal.cli.main import main
 from captum_extremal.models import load_model
 
 
@@ -174,7 +174,7 @@ def test_the_features_of_tokens(folder, tmp_path, transformer, option, count, di
 
 
 def test_where_no_width_tells_the_dimension_must_be_given(run, monkeypatch):
-    monkeypatch.setattr("captum_extremal.cli_channels.channel_dim_of", lambda *_: None)
+    monkeypatch.setattr("captum_extremal.cli.channels.channel_dim_of", lambda *_: None)
     assert "dimension 1 of (1, 384, 3, 3)" in run("--areas=1").output
     load = load_model
 
@@ -188,7 +188,7 @@ def test_where_no_width_tells_the_dimension_must_be_given(run, monkeypatch):
         )
         return loaded
 
-    monkeypatch.setattr("captum_extremal.cli_channels.load_model", flat)
+    monkeypatch.setattr("captum_extremal.cli.channels.load_model", flat)
     done = run()
     assert done.exit_code == 2
     assert "--channel-dim must say which dimension the channels are" in done.output

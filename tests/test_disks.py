@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_extremal.disks import DiskLattice, disk_masks, nearest_squares, radii
+from captum_extremal.masks.disks import DiskLattice, disk_masks, nearest_squares, radii
 from reference import disks as reference
 
 CPU = torch.device("cpu")

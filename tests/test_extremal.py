@@ -13,17 +13,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_extremal.area import AreaWeight
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
-from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
-from captum_extremal.result import ExtremalResult
-from captum_extremal.rewards import contrastive_reward, simple_reward
+from captum_extremal.extremality import _random
+from captum_extremal.perturbations.levels import BlurPerturbation, FadePerturbation
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.solvers import (
     GradientSolver,
     LevelSetSolver,
     SearchSolver,
     Solution,
 )
+from captum_extremal.solvers.area_loss import AreaWeight
+from captum_extremal.solvers.rewards import contrastive_reward, simple_reward
 from tiny_models import (
     Blocks,
     ConvNet,
@@ -815,7 +816,7 @@ def test_random_rivals_have_the_area_and_more_of_them_are_stronger():
     )
     assert (many >= few).all()
     assert (many > few).any()
-    masks = result._random(5, torch.Generator().manual_seed(0))
+    masks = _random(result, 5, torch.Generator().manual_seed(0))
     assert masks.shape == (1, 10, 1, 16, 16)
     assert pixels_kept(masks[0]).flatten().tolist() == [26, 128] * 5
 

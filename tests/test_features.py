@@ -12,7 +12,7 @@ from torchvision.models.convnext import CNBlock
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from captum_extremal._features import channel_dim_of, hint_at_features
+from captum_extremal._base.features import channel_dim_of, hint_at_features
 
 
 def dims_of(model, inputs):

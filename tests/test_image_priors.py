@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_extremal.image_priors import (
+from captum_extremal.channels.image_priors import (
     COLOUR_COVARIANCE,
     ImagePrior,
     colour_root,

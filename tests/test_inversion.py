@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_extremal import FeatureInversion, ImagePrior, channel_saliency
-from captum_extremal.inversion import Inversion
+from captum_extremal.channels.inversion import Inversion
 from reference import inversion as ref
 from tiny_models import ConvNet, traces, varied
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_extremal import ChannelExtremalPerturbation, ChannelSolver, _layer
-from captum_extremal._layer import Layer
+from captum_extremal import ChannelExtremalPerturbation, ChannelSolver
+from captum_extremal._base import layer as _layer
+from captum_extremal._base.layer import Layer
 
 SOLVER = ChannelSolver(iterations=3, rounds=1)
 

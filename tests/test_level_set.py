@@ -20,12 +20,13 @@ from captum_extremal import (
     LevelSetSolver,
     Problem,
     SearchSolver,
-    perturbations,
 )
-from captum_extremal.level_sets import Field
+from captum_extremal.masks.fields import Field
+from captum_extremal.perturbations import apply
+from captum_extremal.perturbations import levels as levels_module
 from captum_extremal.solvers import level_set
 from captum_extremal.solvers import problem as problem_module
-from captum_extremal.solvers.anytime import stopping
+from captum_extremal.solvers.driver import stopping
 from captum_extremal.solvers.level_set import Ascent
 from captum_extremal.solvers.start import start
 from captum_extremal.solvers.views import Copy
@@ -658,7 +659,8 @@ def test_a_large_image_is_seen_one_mask_at_a_time_with_the_same_outcome(
     usual = method.optimize(inputs, areas=[0.1, 0.3], game=game)
     assert max(rows) > 2
     rows.clear()
-    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(apply, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(levels_module, "LARGE_IMAGE", 1)
     monkeypatch.setattr(problem_module, "LARGE_IMAGE", 1)
     found = method.optimize(inputs, areas=[0.1, 0.3], game=game)
     assert max(rows) == (2 if game == "hybrid" else 1)

@@ -10,14 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captum_extremal import level_sets
-from captum_extremal.level_sets import (
-    Field,
-    edge_widths,
-    largest,
-    random_regions,
-    smooth_edges,
-)
+from captum_extremal.masks import edges
+from captum_extremal.masks.edges import edge_widths, largest, smooth_edges
+from captum_extremal.masks.fields import Field, random_regions
 
 CPU = torch.device("cpu")
 SIZES = [(50,), (24, 31), (9, 10, 11)]
@@ -101,8 +96,8 @@ def test_of_many_values_the_same_are_the_largest(levels, order, monkeypatch):
     for counts in ([1, 2000], [700, 30], [1999, 3]):
         usual = largest(values, counts)
         with monkeypatch.context() as patch:
-            patch.setattr(level_sets, "_LONG", 1)
-            patch.setattr(level_sets, "_SAMPLE", 100)
+            patch.setattr(edges, "_LONG", 1)
+            patch.setattr(edges, "_SAMPLE", 100)
             assert torch.equal(largest(values, counts), usual)
 
 
@@ -149,7 +144,7 @@ def test_edges_follow_the_distance_to_the_border(size, width):
 def test_with_a_width_for_each_axis_the_distance_is_in_widths(
     size, widths, chunk, monkeypatch
 ):
-    monkeypatch.setattr(level_sets, "_CPU_CHUNK", chunk)
+    monkeypatch.setattr(edges, "_CPU_CHUNK", chunk)
     generator = torch.Generator().manual_seed(3)
     regions = random_regions(Field(size, 2, CPU), [math.prod(size) // 4], 2, generator)
     noise = torch.rand(size, generator=generator) < 0.03

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from captum_extremal.masks import (
+from captum_extremal.masks.max_convolution import (
     MaskGenerator,
     default_sigma,
     default_step,
@@ -55,7 +55,7 @@ def engine(request, monkeypatch):
 
 def never_spread(monkeypatch) -> None:
     limits = {torch.float32: 0.0, torch.float64: 0.0}
-    monkeypatch.setattr("captum_extremal.masks.MAX_EXPONENT", limits)
+    monkeypatch.setattr("captum_extremal.masks.max_convolution.MAX_EXPONENT", limits)
 
 
 def used_engines(generator: MaskGenerator) -> set[str]:
@@ -314,7 +314,7 @@ def test_single_precision_at_the_published_size(engine):
 
 
 def test_masks_of_a_batch_are_those_of_its_examples(engine, monkeypatch):
-    monkeypatch.setattr("captum_extremal._max_convolution._CPU_ELEMENTS", 2000)
+    monkeypatch.setattr("captum_extremal.masks._engines._CPU_ELEMENTS", 2000)
     generator = MaskGenerator((21, 18), 3)
     params = random_params(generator, count=7).requires_grad_()
     together = generator(params)
@@ -333,9 +333,9 @@ def test_pieces_change_nothing(size, engine, monkeypatch):
     whole = generator(params)
     weights = torch.randn_like(whole)
     (expected,) = torch.autograd.grad(whole, params, weights)
-    monkeypatch.setattr("captum_extremal._max_convolution._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("captum_extremal._max_convolution._BAND_ELEMENTS", 1)
-    monkeypatch.setattr("captum_extremal._max_convolution._SHORTEST_ROW", 1)
+    monkeypatch.setattr("captum_extremal.masks._engines._CPU_ELEMENTS", 1)
+    monkeypatch.setattr("captum_extremal.masks._engines._BAND_ELEMENTS", 1)
+    monkeypatch.setattr("captum_extremal.masks._engines._SHORTEST_ROW", 1)
     small = MaskGenerator(size, 3)
     found = small(params)
     (gradient,) = torch.autograd.grad(found, params, weights)
@@ -796,7 +796,7 @@ def test_memory_at_the_published_size(count, profile):
 def test_memory_of_pieces_is_bounded(direction, monkeypatch):
     """On other devices the pieces' size bounds what is alive, whatever the batch."""
     never_spread(monkeypatch)
-    monkeypatch.setattr("captum_extremal._max_convolution._CPU_ELEMENTS", 1 << 16)
+    monkeypatch.setattr("captum_extremal.masks._engines._CPU_ELEMENTS", 1 << 16)
     generator = MaskGenerator((112, 112), 7, 21, profile="torchray")
     params = torch.rand(8, 1, 16, 16, requires_grad=True)
     generator(params)

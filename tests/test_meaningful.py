@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captum_extremal.blur import gaussian_blur
-from captum_extremal.peers import MeaningfulPerturbation, meaningful
-from captum_extremal.peers.meaningful import _Descent
-from captum_extremal.perturbations import FadePerturbation
+from captum_extremal.methods import meaningful
+from captum_extremal.methods.meaningful import _Descent
+from captum_extremal.peers import MeaningfulPerturbation
+from captum_extremal.perturbations.blur import gaussian_blur
+from captum_extremal.perturbations.levels import FadePerturbation
 from reference import peers as reference
 from tiny_models import varied
 

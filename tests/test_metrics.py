@@ -22,12 +22,6 @@ from torchmetrics import Metric, MetricCollection
 import captum_extremal
 import captum_extremal.metrics as package
 from captum_extremal import ExtremalResult, gaussian_blur
-from captum_extremal._pictures import (
-    map_of,
-    overlay_saliency,
-    overlay_signed,
-    without_outliers,
-)
 from captum_extremal.benchmark import runner
 from captum_extremal.metrics import (
     PointingGame,
@@ -39,6 +33,12 @@ from captum_extremal.metrics import (
     pointing_game,
 )
 from captum_extremal.metrics.accumulate import Accumulator
+from captum_extremal.visualization.overlays import (
+    map_of,
+    overlay_saliency,
+    overlay_signed,
+    without_outliers,
+)
 from reference import metrics as reference
 from test_architecture import public_violations
 from tiny_models import Blocks, ConvNet, TwoInputs

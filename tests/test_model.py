@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_extremal._model import (
+from captum_extremal._base.model import (
     Watch,
     as_found,
     layer_output,

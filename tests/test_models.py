@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from captum_extremal.models import Preprocess, load_model, read_state_dict
+from captum_extremal.models.networks import Preprocess, load_model, read_state_dict
 
 TINY = "torchvision:squeezenet1_1"
 

@@ -18,7 +18,7 @@ from captum.attr import (
 from torch import nn
 
 from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
-from captum_extremal.perturbations import FadePerturbation
+from captum_extremal.perturbations.levels import FadePerturbation
 from tiny_models import (
     Blocks,
     ConvNet,

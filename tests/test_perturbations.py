@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_extremal import perturbations
-from captum_extremal.perturbations import (
+from captum_extremal.perturbations import apply
+from captum_extremal.perturbations import levels as levels_module
+from captum_extremal.perturbations.apply import apply_mask
+from captum_extremal.perturbations.levels import (
     BlurPerturbation,
     FadePerturbation,
     Perturbation,
-    apply_mask,
 )
 from reference import blur as blur_reference
 from reference import perturbations as reference
@@ -72,7 +73,8 @@ def test_the_width_may_be_one_for_each_axis():
 def test_a_large_image_is_blurred_channel_by_channel_to_the_same(monkeypatch):
     inputs = torch.randn(2, 3, 20, 30, dtype=torch.float64)
     usual = BlurPerturbation(4).levels(inputs)
-    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(apply, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(levels_module, "LARGE_IMAGE", 1)
     torch.testing.assert_close(BlurPerturbation(4).levels(inputs), usual)
 
 
@@ -317,7 +319,7 @@ def test_the_size_of_the_chunks_does_not_matter(numbers, monkeypatch):
     leaf = masks.clone().requires_grad_()
     perturbed = apply_mask(pyramid, leaf)
     (gradient,) = torch.autograd.grad(perturbed, leaf, outer)
-    monkeypatch.setattr(perturbations, "_CPU_CHUNK", numbers)
+    monkeypatch.setattr(apply, "_CPU_CHUNK", numbers)
     again = apply_mask(pyramid, leaf)
     assert torch.equal(again, perturbed)
     assert torch.equal(torch.autograd.grad(again, leaf, outer)[0], gradient)
@@ -387,8 +389,8 @@ def test_levels_apart_and_moved_copies_are_the_same_in_parts(
     leaf = masks.clone().requires_grad_()
     expected = copy_of(apply_mask(pyramid, leaf))
     (gradient,) = torch.autograd.grad(expected, leaf, outer)
-    monkeypatch.setattr(perturbations, "_CPU_CHUNK", chunk)
-    moved = perturbations.Moved(moves, mirror)
+    monkeypatch.setattr(apply, "_CPU_CHUNK", chunk)
+    moved = apply.Moved(moves, mirror)
     for levels in (pyramid, pyramid.unbind(dim=1)):
         found = apply_mask(levels, leaf, moved=moved)
         assert torch.equal(found, expected)
@@ -408,10 +410,11 @@ def test_the_levels_of_a_large_image_are_its_blurs_and_itself(monkeypatch):
     inputs = torch.randn(2, 3, 8, 9)
     expected = BlurPerturbation(4).levels(inputs)
     assert torch.equal(
-        perturbations.levels_apart(BlurPerturbation(4), inputs), expected
+        levels_module.levels_apart(BlurPerturbation(4), inputs), expected
     )
-    monkeypatch.setattr(perturbations, "LARGE_IMAGE", 1)
-    found = perturbations.levels_apart(BlurPerturbation(4), inputs)
+    monkeypatch.setattr(apply, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(levels_module, "LARGE_IMAGE", 1)
+    found = levels_module.levels_apart(BlurPerturbation(4), inputs)
     torch.testing.assert_close(torch.stack(found, dim=1), expected)
     assert found[-1].data_ptr() == inputs.data_ptr()
 

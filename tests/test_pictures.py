@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from captum_extremal._command_line import open_picture
-from captum_extremal.models import Preprocess
+from captum_extremal.cli.options import open_picture
+from captum_extremal.models.networks import Preprocess
 
 RAMP = np.tile(np.arange(256), (4, 1))  # what every ramp of 256 steps is to become
 BITS, PHOTOMETRIC, SAMPLES = 258, 262, 339  # tags of a TIFF

@@ -13,9 +13,9 @@ from torch import nn
 
 from captum_extremal.benchmark import ImageSet, Options, Plan, run
 from captum_extremal.benchmark.datasets import Example
-from captum_extremal.cli import main
-from captum_extremal.models import LoadedModel, Preprocess
-from captum_extremal.probabilities import check_rule, probabilities, rule_for
+from captum_extremal.cli.main import main
+from captum_extremal.models.networks import LoadedModel, Preprocess
+from captum_extremal.models.probabilities import check_rule, probabilities, rule_for
 
 SIZE = 16
 
@@ -145,12 +145,12 @@ def by_rule(outputs, rule):
 def test_the_table_and_the_figure(picture, monkeypatch, command, model, option, rule):
     preprocess, inputs = picture
     titles = []
-    for module in ("cli", "cli_channels"):
+    for module in ("cli.explain", "cli.channels"):
         monkeypatch.setattr(
             f"captum_extremal.{module}.load_model",
             lambda *_: LoadedModel(model, preprocess, None),
         )
-    for place in ("cli.plot_result", "cli_channels.plot_channels"):
+    for place in ("cli.explain.plot_result", "cli.channels.plot_channels"):
         monkeypatch.setattr(f"captum_extremal.{place}", _noting(titles))
     arguments = {
         "explain": "explain noise.png --areas 0.3,1 --steps 2",
@@ -188,7 +188,7 @@ def _noting(titles):
 def test_scores_that_are_no_probabilities_are_an_error_before_the_search(
     picture, monkeypatch, command
 ):
-    for module in ("cli", "cli_channels"):
+    for module in ("cli.explain", "cli.channels"):
         monkeypatch.setattr(
             f"captum_extremal.{module}.load_model",
             lambda *_: LoadedModel(network(3), picture[0], None),
@@ -208,7 +208,7 @@ def test_a_logit_of_chance_in_0_to_1(picture, monkeypatch):
     model[4].bias.data += torch.tensor([0.25, 0.75]) - first
     assert rule_for(model(inputs)) == "outputs"  # one row alone would be taken for it
     monkeypatch.setattr(
-        "captum_extremal.cli.load_model",
+        "captum_extremal.cli.explain.load_model",
         lambda *_: LoadedModel(model, preprocess, None),
     )
     done = CliRunner().invoke(
@@ -224,9 +224,9 @@ def test_compared_methods_take_the_rule(picture, monkeypatch):
         given.append(arguments[-1].probability)
         raise ValueError("enough")
 
-    monkeypatch.setattr("captum_extremal.cli.compare", fail)
+    monkeypatch.setattr("captum_extremal.cli.explain.compare", fail)
     monkeypatch.setattr(
-        "captum_extremal.cli.load_model",
+        "captum_extremal.cli.explain.load_model",
         lambda *_: LoadedModel(network(3), picture[0], None),
     )
     CliRunner().invoke(main, "explain noise.png --compare rise --probability sigmoid")
@@ -296,10 +296,10 @@ def test_the_command_passes_the_rule_on(tmp_path, monkeypatch):
         given.append(options.probability)
         raise ValueError("enough")
 
-    monkeypatch.setattr("captum_extremal.cli_benchmark.Plan", plan)
-    monkeypatch.setattr("captum_extremal.cli_benchmark.open_images", lambda *_: None)
+    monkeypatch.setattr("captum_extremal.cli.benchmark.Plan", plan)
+    monkeypatch.setattr("captum_extremal.cli.benchmark.open_images", lambda *_: None)
     monkeypatch.setattr(
-        "captum_extremal.cli_benchmark.load_model",
+        "captum_extremal.cli.benchmark.load_model",
         lambda *_: LoadedModel(network(20), Preprocess(), None),
     )
     arguments = (

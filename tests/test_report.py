@@ -16,9 +16,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from captum_extremal import ExtremalPerturbation
-from captum_extremal.report import curve, embed, notebook_html, to_html
-from captum_extremal.report.curve import Scores
-from captum_extremal.result import ExtremalResult
+from captum_extremal.page import embed, notebook_html, to_html
+from captum_extremal.page import svg as curve
+from captum_extremal.page.svg import Scores
+from captum_extremal.results.extremal import ExtremalResult
 
 AREAS = (0.4, 0.1, 0.2)  # not in order, as a caller may ask
 ORDERED = ["10\N{NO-BREAK SPACE}%", "20\N{NO-BREAK SPACE}%", "40\N{NO-BREAK SPACE}%"]

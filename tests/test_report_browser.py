@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_extremal.result import ExtremalResult
+from captum_extremal.results.extremal import ExtremalResult
 
 WIDE, PHONE = 1200, 360
 NBSP = "\N{NO-BREAK SPACE}"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from captum_extremal import _files
-from captum_extremal import result as module
-from captum_extremal.result import ExtremalResult
+from captum_extremal._base import files
+from captum_extremal.results import extremal as module
+from captum_extremal.results.extremal import ExtremalResult
 
 NAN = float("nan")
 
@@ -368,7 +368,7 @@ def test_a_crash_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch, e
             file.write(b"half of")
         raise error
 
-    monkeypatch.setattr(_files, "save_file", crash)
+    monkeypatch.setattr(files, "save_file", crash)
     with pytest.raises(type(error)):
         result_of(SCORES, AREAS, [1.0] * 4).save(path)
     monkeypatch.undo()

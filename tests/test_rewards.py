@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_extremal.rewards import GAMES, contrastive_reward, simple_reward
+from captum_extremal.solvers.rewards import GAMES, contrastive_reward, simple_reward
 
 OUTPUTS = torch.tensor([[1.0, 5.0, 4.0], [2.0, 3.0, 7.0], [-9.0, -8.0, -300.0]])
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from captum_extremal.methods.rise import _Masks
 from captum_extremal.peers import RISE
-from captum_extremal.peers.rise import _Masks
-from captum_extremal.perturbations import BlurPerturbation, FadePerturbation
+from captum_extremal.perturbations.levels import BlurPerturbation, FadePerturbation
 from reference import peers as reference
 from tiny_models import Blocks, constant, varied
 

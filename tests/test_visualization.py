@@ -11,8 +11,8 @@ from captum.attr._utils.visualization import _normalize_attr
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from captum_extremal.channel_result import ChannelResult
-from captum_extremal.result import ExtremalResult
+from captum_extremal.results.channels import ChannelResult
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization import (
     DELETED,
     PERTURBED,

@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from captum_extremal._checks import check_choice
+from captum_extremal._base.checks import check_choice
 from captum_extremal.benchmark.annotations import (
     Flaw,
     Found,

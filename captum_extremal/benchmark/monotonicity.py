@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_extremal._checks import check_areas
-from captum_extremal._curve import monotonic, smallest_sufficient
+from captum_extremal._base.checks import check_areas
+from captum_extremal.curve import monotonic, smallest_sufficient
 
 EVIDENCE_AREAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """The areas of Sec. 4."""

@@ -25,19 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from captum_extremal import _files
-from captum_extremal._checks import check_choice, check_count, check_non_negative
+from captum_extremal._base import files
+from captum_extremal._base.checks import check_choice, check_count, check_non_negative
 from captum_extremal.benchmark.datasets import Example, ImageSet
-from captum_extremal.benchmark.methods import (
-    Explain,
-    Explained,
-    Options,
-    check_evaluation,
-    explainer,
-    last_feature_map,
-    names_of,
-    settings_of,
-)
 from captum_extremal.benchmark.pairs import Pair
 from captum_extremal.benchmark.processes import Rank
 from captum_extremal.benchmark.store import (
@@ -50,10 +40,22 @@ from captum_extremal.benchmark.store import (
     writing,
 )
 from captum_extremal.benchmark.targets import Target, highest, outputs_of_classes
+from captum_extremal.methods.adapters import (
+    Explain,
+    Explained,
+    Options,
+    last_feature_map,
+)
+from captum_extremal.methods.registry import (
+    check_evaluation,
+    explainer,
+    names_of,
+    settings_of,
+)
 from captum_extremal.metrics import energy_pointing_game, pointing_game
 from captum_extremal.metrics._maps import near_one
-from captum_extremal.models import Preprocess
-from captum_extremal.probabilities import check_rule
+from captum_extremal.models.networks import Preprocess
+from captum_extremal.models.probabilities import check_rule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -580,7 +582,7 @@ def _save(folder: Path, image: str, label: str, explained: Explained) -> None:
     if explained.masks is not None:
         tensors["masks"] = explained.masks
     name = quote(f"{image}-{label.replace(' ', '_')}", safe="")
-    _files.write(
+    files.write(
         folder / f"{name}.safetensors", tensors, {"image": image, "class": label}
     )
 

@@ -9,8 +9,8 @@ Two kinds of classifier can play:
 - One for the data set's own classes, in its own order (`class_names`), made by
   fine-tuning: attributed is the output of the class. The probability is a sigmoid's.
 
-A model that ends in probabilities keeps them; `captum_extremal.probabilities` has the
-rule.
+A model that ends in probabilities keeps them; the rule stands in
+`captum_extremal.models.probabilities`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_extremal._checks import check_choice
-from captum_extremal.probabilities import Rule, probabilities
+from captum_extremal._base.checks import check_choice
+from captum_extremal.models.probabilities import Rule, probabilities
 
 _IMAGENET_CLASSES = 1000
 
@@ -35,7 +35,7 @@ class Target(NamedTuple):
     Attributes:
         output: Which one.
         score: Its value.
-        probability: By the rule of `captum_extremal.probabilities`.
+        probability: By the rule of `captum_extremal.models.probabilities`.
     """
 
     output: int

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from captum_extremal._checks import check_spatial
+from captum_extremal._base.checks import check_spatial
 
 T = TypeVar("T")
 

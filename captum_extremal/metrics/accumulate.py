@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from captum_extremal._checks import check_count, check_non_negative
+from captum_extremal._base.checks import check_count, check_non_negative
 from captum_extremal.metrics.pointing import pointing_game
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_extremal._checks import check_count
+from captum_extremal._base.checks import check_count
 
 
 def boxes_to_masks(

@@ -20,13 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._captum import (
-    Target,
-    as_tuple,
-    score_of_rows,
-)
-from captum_extremal._checks import check_callable, check_count, check_inputs
-from captum_extremal._model import as_found
+from captum_extremal._base.captum_door import Target, as_tuple, score_of_rows
+from captum_extremal._base.checks import check_callable, check_count, check_inputs
+from captum_extremal._base.model import as_found
 from captum_extremal.metrics._maps import attribution_maps, like_parts
 
 Baselines = float | Tensor | tuple[float | Tensor, ...] | None

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_extremal._checks import check_non_negative
+from captum_extremal._base.checks import check_non_negative
 from captum_extremal.metrics._maps import attribution_maps, object_maps
 
 

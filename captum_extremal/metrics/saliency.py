@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_extremal._checks import check_floating, check_non_negative
-from captum_extremal.blur import gaussian_blur
+from captum_extremal._base.checks import check_floating, check_non_negative
 from captum_extremal.metrics._maps import within_range
+from captum_extremal.perturbations.blur import gaussian_blur
 
 
 def masks_to_saliency(

@@ -6,7 +6,7 @@ moves the parameters by SGD with momentum, kept in [0, 1]:
 
     maximise  reward(m) - area_weight(t) * R_a(m),   m = MaskGenerator(parameters)
 
-Where the axes are not alike (`_axes.scales`), the mask of a step that stands by itself,
+Where the axes are not alike (`scales`), the mask of a step that stands by itself,
 a lead or a slice, is generated on its own, and that of an axis which is long for the
 number of its parts on fewer pixels, then enlarged.
 """
@@ -23,19 +23,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._axes import scales
-from captum_extremal._checks import (
+from captum_extremal._base.axes import scales
+from captum_extremal._base.checks import (
     check_callable,
     check_choice,
     check_count,
     check_non_negative,
     check_positive,
 )
-from captum_extremal._lattice import LINEAR
-from captum_extremal.area import AreaWeight, area_loss, match_area
-from captum_extremal.level_sets import Field
-from captum_extremal.masks import MaskGenerator, Profile, default_step
-from captum_extremal.solvers.anytime import Ended, stopping
+from captum_extremal.masks.area import match_area
+from captum_extremal.masks.fields import Field
+from captum_extremal.masks.lattice import LINEAR
+from captum_extremal.masks.max_convolution import MaskGenerator, Profile, default_step
+from captum_extremal.solvers.area_loss import AreaWeight, area_loss
+from captum_extremal.solvers.driver import Ended, stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution
 from captum_extremal.solvers.start import MIRRORING, start
 from captum_extremal.solvers.views import Copy, random_shifts

@@ -1,7 +1,7 @@
 r"""`LevelSetSolver`: ascent on a smooth field whose upper level set is the mask.
 
 The mask of area a keeps the pixels where a smooth field S is largest
-(`captum_extremal.level_sets`); its area is exact at every step, so that no area loss
+(`captum_extremal.masks.edges`); its area is exact at every step, so that no area loss
 competes with the score. While it is sought its edge is soft,
 
 .. math:: m(u) = \operatorname{sigmoid}\left(\frac{S(u) - \tau_a}{w}\right),
@@ -35,17 +35,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_extremal._axes import is_short
-from captum_extremal._checks import check_count, check_non_negative, check_positive
-from captum_extremal.area import area_count
-from captum_extremal.level_sets import (
-    Field,
-    FreeField,
-    edge_widths,
-    largest,
-    smooth_edges,
-)
-from captum_extremal.solvers.anytime import stopping
+from captum_extremal._base.axes import is_short
+from captum_extremal._base.checks import check_count, check_non_negative, check_positive
+from captum_extremal.masks.area import area_count
+from captum_extremal.masks.edges import edge_widths, largest, smooth_edges
+from captum_extremal.masks.fields import Field, FreeField
+from captum_extremal.solvers.driver import stopping
 from captum_extremal.solvers.problem import Masks, Problem, Solution, View
 from captum_extremal.solvers.start import MIRRORING, start
 from captum_extremal.solvers.views import Copy, random_shifts

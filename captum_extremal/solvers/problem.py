@@ -18,16 +18,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_extremal._causes import (
+from captum_extremal._base.causes import (
     Score,
     batches_explained,
     gradients_of,
     may_be_of_the_batch,
     of_gradients,
 )
-from captum_extremal.perturbations import LARGE_IMAGE, Levels, Moved, apply_mask
-from captum_extremal.rewards import GAMES, Game
-from captum_extremal.solvers.anytime import Ended
+from captum_extremal.perturbations.apply import LARGE_IMAGE, Levels, Moved, apply_mask
+from captum_extremal.solvers.driver import Ended
+from captum_extremal.solvers.rewards import GAMES, Game
 
 Masks = tuple[Tensor, ...]
 """One mask tensor (M, 1, *S) for each tensor of the input."""

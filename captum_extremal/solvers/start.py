@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_extremal._axes import is_short
-from captum_extremal.level_sets import Field, FreeField
+from captum_extremal._base.axes import is_short
+from captum_extremal.masks.fields import Field, FreeField
 from captum_extremal.solvers.problem import Problem, View
 from captum_extremal.solvers.views import Copy
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_extremal._axes import is_short
-from captum_extremal.perturbations import Moved
+from captum_extremal._base.axes import is_short
+from captum_extremal.perturbations.apply import Moved
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,6 @@ Convention:
     1 = kept, 0 = fully perturbed. The outline of a mask is its level 0.5.
 """
 
-from captum_extremal._pictures import (
-    denormalize,
-    overlay_mask,
-    overlay_saliency,
-    overlay_signed,
-)
 from captum_extremal.visualization._drawing import (
     DELETED,
     PERTURBED,
@@ -32,8 +26,14 @@ from captum_extremal.visualization.inversions import (
     plot_class_channels,
     plot_comparison,
 )
-from captum_extremal.visualization.methods import plot_methods
+from captum_extremal.visualization.overlays import (
+    denormalize,
+    overlay_mask,
+    overlay_saliency,
+    overlay_signed,
+)
 from captum_extremal.visualization.results import plot_channels, plot_result
+from captum_extremal.visualization.side_by_side import plot_methods
 
 __all__ = [
     "DELETED",

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from captum_extremal._pictures import NEGATIVE, POSITIVE, check_range, overlay_mask
+from captum_extremal.visualization.overlays import (
+    NEGATIVE,
+    POSITIVE,
+    check_range,
+    overlay_mask,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

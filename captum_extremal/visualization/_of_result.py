@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from captum_extremal._pictures import check_range
-from captum_extremal.channel_result import ChannelResult
-from captum_extremal.result import ExtremalResult
+from captum_extremal.results.channels import ChannelResult
+from captum_extremal.results.extremal import ExtremalResult
+from captum_extremal.visualization.overlays import check_range
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from captum_extremal.result import ExtremalResult
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
     CELL,
     FRAME,

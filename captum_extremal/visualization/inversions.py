@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from captum_extremal._pictures import overlay_saliency
 from captum_extremal.visualization._drawing import captions_for, check_batch, draw_grid
+from captum_extremal.visualization.overlays import overlay_saliency
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

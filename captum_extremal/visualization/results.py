@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal.channel_result import ChannelResult
-from captum_extremal.result import ExtremalResult
+from captum_extremal.results.channels import ChannelResult
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
     BADGE,
     CELL,
@@ -73,7 +73,7 @@ def plot_result(
 
     Example:
         >>> import torch
-        >>> from captum_extremal.result import ExtremalResult
+        >>> from captum_extremal.results.extremal import ExtremalResult
         >>> result = ExtremalResult(
         ...     masks=torch.rand(1, 2, 1, 8, 8),
         ...     areas=(0.25, 0.5),

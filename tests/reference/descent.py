@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_extremal.masks import (
+from captum_extremal.masks.max_convolution import (
     MaskGenerator,
     profile_paper,
     profile_smooth,

@@ -1,0 +1,1 @@
+"""The command line, see `captum_extremal.cli.main`."""

@@ -1,0 +1,59 @@
+"""The command ``captum-extremal``: a group of commands whose errors are one line.
+
+`explain` (with ``demo``), `channels` and `benchmark` (with ``report``) hold the
+commands, `options` what they share. Figures, masks and tables are the output; the
+progress bar and errors go to stderr, and after an error the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from captum_extremal.cli.benchmark import benchmark, report
+from captum_extremal.cli.channels import channels
+from captum_extremal.cli.explain import demo, explain
+from captum_extremal.cli.options import (
+    say,
+    shown,
+)
+
+# What can be wrong with what the user gave; anything else is a bug and keeps its
+# traceback. The assertion errors are torch's, of devices that are not there.
+_USER_ERRORS = (ValueError, RuntimeError, AssertionError, OSError, ImportError)
+
+
+class _OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr and exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.Abort:
+            _fail("stopped", exit_code=130)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except _USER_ERRORS as error:
+            _fail(str(error) or type(error).__name__)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, exit_code: int = 2) -> NoReturn:
+    say(f"captum-extremal: {shown(' '.join(message.split()))}", err=True)
+    sys.exit(exit_code)
+
+
+@click.group(cls=_OneLineErrors, invoke_without_command=True)
+@click.version_option(package_name="captum_extremal", prog_name="captum-extremal")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Show which part of a picture a network needs for its answer."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (demo, explain, channels, benchmark, report):
+    main.add_command(command)

@@ -1,0 +1,154 @@
+"""A result and what made it -> how extremal its masks are, beside rivals.
+
+By eq. 2 a mask is the best of its area, which cannot be proven, but challenged.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_extremal._base.checks import check_count, check_method
+from captum_extremal.masks.area import area_count
+from captum_extremal.masks.edges import edge_widths, smooth_edges
+from captum_extremal.masks.fields import Field, random_regions
+from captum_extremal.results.extremal import ExtremalResult
+from captum_extremal.solvers import GradientSolver, LevelSetSolver, SearchSolver, Solver
+
+_TOGETHER = 8  # random masks of each area that are scored in one go
+
+
+@dataclass(frozen=True, eq=False)
+class Extremality:
+    """Rewards of masks beside the best that rivals of the same areas reach.
+
+    Attributes:
+        rewards: Of the masks in question, (N, A).
+        rivals: For each rival its rewards, (N, A).
+
+    Example:
+        >>> rivals = {"random": torch.tensor([[1.0]])}
+        >>> verdict = Extremality(torch.tensor([[3.0]]), rivals)
+        >>> verdict.margin(), verdict.is_best()
+        (tensor([[2.]]), tensor([[True]]))
+    """
+
+    rewards: Tensor
+    rivals: dict[str, Tensor]
+
+    def margin(self) -> Tensor:
+        """How far the masks are above their best rival, (N, A); inf without one."""
+        if not self.rivals:
+            return torch.full_like(self.rewards, torch.inf)
+        return self.rewards - torch.stack(list(self.rivals.values())).amax(dim=0)
+
+    def is_best(self) -> Tensor:
+        """Whether no rival scores higher, (N, A) bool."""
+        return self.margin() >= 0
+
+
+class Method(Protocol):
+    """What `ExtremalResult.rejudge` needs of an `ExtremalPerturbation`."""
+
+    solver: Solver
+
+    def optimize(self, *args: Any, **kwargs: Any) -> ExtremalResult:  # noqa: ANN401
+        """Inputs -> masks."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        """Inputs and masks -> rewards."""
+
+
+def rejudge(
+    result: ExtremalResult,
+    method: Method,
+    inputs: Tensor | tuple[Tensor, ...],
+    target: Any = None,  # noqa: ANN401
+    additional_forward_args: object = None,
+    *,
+    solvers: Mapping[str, Solver] | None = None,
+    random_masks: int = 64,
+    perturbations_per_eval: int = 16,
+    seed: int = 1,
+) -> Extremality:
+    """What rivals of the same areas are worth, see `ExtremalResult.rejudge`."""
+    check_count("random_masks", random_masks, minimum=0)
+    check_count("seed", seed, minimum=0)
+    check_method("method", method, "evaluate")
+    rival_solvers = _rivals_of(method.solver) if solvers is None else solvers
+    _check_rivals(rival_solvers)
+    options = {
+        "game": result.settings.get("game", "preservation"),
+        "perturbations_per_eval": perturbations_per_eval,
+    }
+    call = (target, additional_forward_args)
+    rewards = method.evaluate(inputs, result.masks, *call, **options)
+    rivals = {}
+    for name, solver in rival_solvers.items():
+        rival = copy.copy(method)
+        rival.solver = solver
+        found = rival.optimize(
+            inputs,
+            target,
+            result.areas,
+            additional_forward_args,
+            seed=seed,
+            **options,
+        )
+        rivals[name] = method.evaluate(inputs, found.masks, *call, **options)
+    if random_masks:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        best = []
+        for start in range(0, random_masks, _TOGETHER):
+            number = min(_TOGETHER, random_masks - start)
+            masks = _random(result, number, generator)
+            drawn = method.evaluate(inputs, masks, *call, **options)
+            best.append(drawn.unflatten(1, (number, -1)).amax(dim=1))
+        rivals["random"] = torch.stack(best).amax(dim=0)
+    return Extremality(rewards, rivals)
+
+
+def _random(
+    result: ExtremalResult, number: int, generator: torch.Generator
+) -> Tensor | tuple[Tensor, ...]:
+    """Random smooth masks of this result's areas, (N, number * A, 1, *S)."""
+    found = []
+    for mask in _tuple(result.masks):
+        size = tuple(mask.shape[3:])
+        noise = Field(size, None, mask.device)
+        counts = [area_count(math.prod(size), area) for area in result.areas]
+        regions = random_regions(noise, counts, number * len(mask), generator)
+        widths = edge_widths(LevelSetSolver().edge, size)
+        found.append(smooth_edges(regions, widths).unflatten(0, (len(mask), -1)))
+    return tuple(found) if isinstance(result.masks, tuple) else found[0]
+
+
+def _tuple(masks: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return masks if isinstance(masks, tuple) else (masks,)
+
+
+def _rivals_of(solver: Solver) -> dict[str, Solver]:
+    if isinstance(solver, SearchSolver):
+        return {"again": solver}
+    if isinstance(solver, GradientSolver):
+        return {"level set": LevelSetSolver(), "search": SearchSolver()}
+    return {"again": solver, "search": SearchSolver()}
+
+
+def _check_rivals(solvers: Mapping[str, Solver]) -> None:
+    if not isinstance(solvers, Mapping):
+        raise TypeError(
+            f"solvers must be a dict of solvers by name, got {type(solvers).__name__}"
+        )
+    for name, solver in solvers.items():
+        if isinstance(solver, type):
+            raise TypeError(f"solvers[{name!r}] must be a solver, got a class")
+        check_method(f"solvers[{name!r}]", solver, "solve")
+        if name == "random":
+            raise ValueError("solvers must not be named random, which is taken")

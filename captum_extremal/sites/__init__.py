@@ -1,0 +1,1 @@
+"""What a mask is laid on: the input, groups of its features, a layer."""

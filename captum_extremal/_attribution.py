@@ -23,7 +23,7 @@ from captum_extremal._base.captum_door import (
 from captum_extremal._base.causes import Score, may_be_of_the_batch
 from captum_extremal._base.model import Watch
 from captum_extremal.solvers import Problem, Solution, Solver
-from captum_extremal.solvers.driver import Ended
+from captum_extremal.solvers.problem import Ended
 from captum_extremal.solvers.rewards import Reward
 
 

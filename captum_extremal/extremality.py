@@ -19,7 +19,7 @@ from captum_extremal.masks.area import area_count
 from captum_extremal.masks.edges import edge_widths, smooth_edges
 from captum_extremal.masks.fields import Field, random_regions
 from captum_extremal.results.extremal import ExtremalResult
-from captum_extremal.solvers import GradientSolver, LevelSetSolver, SearchSolver, Solver
+from captum_extremal.solvers import SOLVERS, LevelSetSolver, Solver
 
 _TOGETHER = 8  # random masks of each area that are scored in one go
 
@@ -134,11 +134,13 @@ def _tuple(masks: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _rivals_of(solver: Solver) -> dict[str, Solver]:
-    if isinstance(solver, SearchSolver):
-        return {"again": solver}
-    if isinstance(solver, GradientSolver):
-        return {"level set": LevelSetSolver(), "search": SearchSolver()}
-    return {"again": solver, "search": SearchSolver()}
+    """Its own kind with another seed, or the default; and one without gradients."""
+    own = "again" if getattr(solver, "uses_seed", True) else "level set"
+    rivals = {own: solver if own == "again" else SOLVERS["level-set"]()}
+    # Where the solver needs no gradients, the model may have none.
+    if getattr(solver, "needs_gradient", True):
+        rivals["search"] = SOLVERS["search"]()
+    return rivals
 
 
 def _check_rivals(solvers: Mapping[str, Solver]) -> None:

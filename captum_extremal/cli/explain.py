@@ -13,7 +13,7 @@ An error is one line, and the exit code is 2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ from captum_extremal.models.probabilities import (
     told,
 )
 from captum_extremal.perturbations.apply import apply_mask
-from captum_extremal.solvers import GradientSolver, LevelSetSolver, SearchSolver, Solver
+from captum_extremal.solvers import SOLVERS, Solver
 from captum_extremal.solvers.rewards import Game
 from captum_extremal.visualization import plot_methods, plot_result
 
@@ -102,12 +102,10 @@ def _parse_methods(
         raise click.UsageError(f"--compare: {error}") from None
 
 
-# Name -> the solver, and what its budget is called.
-_SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
-    "level-set": (LevelSetSolver, "iterations"),
-    "search": (SearchSolver, "evaluations"),
-    "gradient": (GradientSolver, "iterations"),
-}
+class _SolverName(click.Choice):  # type: ignore[type-arg]
+    """A key of `SOLVERS` as it is when the command runs, with those of one's own."""
+
+    choices = property(lambda _: tuple(SOLVERS), lambda *_: None)
 
 
 def _shared_options(default_areas: Sequence[float]) -> Option:
@@ -124,7 +122,7 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
         ),
         click.option(
             "--solver",
-            type=click.Choice(tuple(_SOLVERS)),
+            type=_SolverName(()),
             default="level-set",
             show_default=True,
             help="How masks are searched.",
@@ -281,9 +279,9 @@ class _Settings:
     ) -> _Settings:
         if threads is not None:
             torch.set_num_threads(threads)
-        kind, budget = _SOLVERS[solver]
-        given = {} if steps is None else {budget: steps}
-        made = kind(**given, time_limit=time_limit)
+        made = SOLVERS[solver](time_limit=time_limit)
+        if steps is not None:
+            made = made.with_steps(steps)
         return cls(device=torch.device(device), solver=made, **options)
 
 

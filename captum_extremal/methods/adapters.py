@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from captum_extremal.methods.rise import RISE
 from captum_extremal.metrics import masks_to_saliency
 from captum_extremal.models.networks import named_layer
 from captum_extremal.models.probabilities import RULES, Rule, probabilities
-from captum_extremal.solvers import SearchSolver
 from captum_extremal.solvers.rewards import GAMES, Game
 
 _SEEDS = 2**63  # of torch.Generator
@@ -305,7 +303,8 @@ def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
 
     def build(model: nn.Module, options: Options) -> Explain:
         method = ExtremalPerturbation(model, **arguments)
-        method.solver = _with_steps(method.solver, options.steps)
+        if options.steps is not None:
+            method.solver = arguments["solver"].with_steps(options.steps)
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             result = method.optimize(
@@ -347,10 +346,3 @@ def _without_hook_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
         yield
-
-
-def _with_steps(solver: Any, steps: int | None) -> Any:  # noqa: ANN401
-    if steps is None:
-        return solver
-    budget = "evaluations" if isinstance(solver, SearchSolver) else "iterations"
-    return dataclasses.replace(solver, **{budget: steps})

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from captum_extremal._base.causes import (
     of_gradients,
 )
 from captum_extremal.perturbations.apply import LARGE_IMAGE, Levels, Moved, apply_mask
-from captum_extremal.solvers.driver import Ended
 from captum_extremal.solvers.rewards import GAMES, Game
+
+Ended = Literal["budget", "time limit", "interrupt"]
 
 Masks = tuple[Tensor, ...]
 """One mask tensor (M, 1, *S) for each tensor of the input."""
@@ -138,6 +139,26 @@ class Problem:
             f"forward_func and reward must give finite scores, got {score}{when} for "
             f"{self.name_of(cell)}"
         )
+
+    def check_finite(
+        self, rewards: Tensor, cells: Tensor, when: Callable[[int], str] | str = ""
+    ) -> None:
+        """Refuse rewards that are NaN or infinite; it names the first.
+
+        Args:
+            rewards: (M,), or (T, M) of T steps.
+            cells: The cell of each column, (M,).
+            when: In words, for the message; of several steps a function of the step.
+
+        Raises:
+            RuntimeError: If one is not finite.
+        """
+        bad = torch.nonzero(~rewards.isfinite())
+        if len(bad):
+            *steps, column = bad[0].tolist()
+            score = float(rewards[tuple(bad[0])])
+            told = when if isinstance(when, str) else when(*steps)
+            raise self.not_finite(score, int(cells[column]), told)
 
     def scores(self, masks: Masks, images: Tensor, complement: bool = False) -> Tensor:
         """The model's score of ``masks * images``, whatever the game: (M,), no grad.
@@ -267,6 +288,14 @@ class Problem:
             yield tuple(mask[part] for mask in masks), images[part]
 
 
+def check_gradients(params: Sequence[Tensor], when: str) -> None:
+    """Refuse parameters that gradients have made NaN or infinite."""
+    if not all(values.isfinite().all() for values in params):
+        raise RuntimeError(
+            f"forward_func and reward must have finite gradients, got NaN {when}"
+        )
+
+
 @contextmanager
 def _leaves_unnoticed() -> Iterator[None]:
     """torch.compile looks at ``.grad`` of perturbed inputs, of which PyTorch warns."""
@@ -336,43 +365,3 @@ class Solution:
     masks: Masks
     history: dict[str, Tensor] = field(default_factory=dict)
     ended: Ended = "budget"
-
-
-class Solver(Protocol):
-    """Whatever turns a problem into masks.
-
-    Example:
-        >>> class Everything:
-        ...     total_steps = 1
-        ...
-        ...     def solve(self, problem, seed=0, on_step=None):
-        ...         sizes = [(problem.num_cells, 1, *size) for size in problem.sizes]
-        ...         return Solution(tuple(map(torch.ones, sizes)))
-        >>> from captum_extremal import ExtremalPerturbation
-        >>> method = ExtremalPerturbation(lambda x: x.sum((1, 2)), solver=Everything())
-        >>> method.attribute(torch.ones(1, 1, 3), areas=1.0)
-        tensor([[[1., 1., 1.]]])
-    """
-
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Find the mask of the asked area with the highest reward, for each cell.
-
-        Args:
-            problem: What a mask is worth.
-            seed: The only source of randomness.
-            on_step: Told the number of steps done since it was last told.
-
-        Returns:
-            The masks and how they were found.
-        """
-        ...
-
-    @property
-    def total_steps(self) -> int:
-        """Steps that ``on_step`` will hear of at most."""
-        ...

@@ -13,8 +13,9 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_extremal._attribution import DEFAULT_AREAS
 from captum_extremal._base.checks import check_areas, check_count
-from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
+from captum_extremal.extremal import PERTURBATIONS, ExtremalPerturbation
 from captum_extremal.solvers import LevelSetSolver
 from captum_extremal.solvers.rewards import GAMES, Game
 

@@ -235,7 +235,7 @@ def test_tensors_of_unlike_size_take_fractions():
     method = method_of(Split(sizes=(2, 4)))
     result = method.optimize(values, None, 0.5)
     assert [kept(masks) for masks in result.masks] == [[[{1}]], [[{0, 3}]]]
-    with pytest.raises(ValueError, match="must be a fraction for a layer whose"):
+    with pytest.raises(ValueError, match="must be a fraction for tensors that differ"):
         method.optimize(values, None, 1)
 
 

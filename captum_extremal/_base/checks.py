@@ -64,13 +64,14 @@ def _area(area: object) -> float:
 
 
 def check_channel_areas(
-    areas: float | Iterable[float] | Tensor,
+    areas: float | Iterable[float] | Tensor, position: str = "channel"
 ) -> tuple[int | float, ...]:
     """One area or several: an int counts channels, a float is a fraction in (0, 1].
 
     Args:
         areas: A number, a sequence of numbers or a tensor of any shape, whose values
             are copied to the CPU.
+        position: What is counted, for messages.
 
     Returns:
         The areas as plain ints and floats, in their order.
@@ -92,7 +93,7 @@ def check_channel_areas(
     for area in _several("areas", areas):
         if isinstance(area, Integral) and not isinstance(area, bool):
             if area < 1:
-                raise ValueError(f"area must be at least 1 channel, got {area}")
+                raise ValueError(f"area must be at least 1 {position}, got {area}")
             checked.append(int(area))
         else:
             checked.append(_area(area))
@@ -285,8 +286,12 @@ def check_spatial(name: str, value: Tensor) -> None:
         )
 
 
-def check_inputs(tensors: Sequence[Tensor]) -> None:
+def check_inputs(tensors: Sequence[Tensor], tables: bool = False) -> None:
     """The tensors of one input: each (N, C, *S), of one N and on one device.
+
+    Args:
+        tensors: The tensors.
+        tables: Whether (N, F) will do as well.
 
     Example:
         >>> import torch
@@ -298,7 +303,8 @@ def check_inputs(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         raise ValueError("inputs must hold at least one tensor, got none")
     for tensor in tensors:
-        check_spatial("inputs", tensor)
+        is_table = isinstance(tensor, Tensor) and tensor.dim() == 2
+        check_spatial("inputs", tensor.unsqueeze(1) if tables and is_table else tensor)
         if len(tensor) == 0:
             raise ValueError("inputs must hold at least one example, got none")
     _agree("in their first dimension N", [len(tensor) for tensor in tensors])

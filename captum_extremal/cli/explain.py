@@ -21,7 +21,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._attribution import SearchInterrupted
+from captum_extremal._attribution import DEFAULT_AREAS, SearchInterrupted
 from captum_extremal._base import checks
 from captum_extremal.benchmark import METHODS, Options, compare
 from captum_extremal.cli.options import (
@@ -48,7 +48,7 @@ from captum_extremal.cli.options import (
     write_figure,
 )
 from captum_extremal.cli.table import Found, View, table
-from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
+from captum_extremal.extremal import PERTURBATIONS, ExtremalPerturbation
 from captum_extremal.methods.registry import names_of
 from captum_extremal.models.networks import LoadedModel, load_model
 from captum_extremal.models.probabilities import (

@@ -105,6 +105,7 @@ class ExtremalResult:
         random_masks: int = 64,
         perturbations_per_eval: int = 16,
         seed: int = 1,
+        **arguments: Any,  # noqa: ANN401
     ) -> Extremality:
         """How extremal these masks are: what rivals of the same areas are worth.
 
@@ -113,7 +114,8 @@ class ExtremalResult:
         smooth masks. All are scored by ``method`` in the game of this result.
 
         Args:
-            method: What made this result, with the model: an `ExtremalPerturbation`.
+            method: What made this result, with the model: an `ExtremalPerturbation` or
+                a `LayerExtremalPerturbation`.
             inputs: Those of the result, as are the next two.
             target: See above.
             additional_forward_args: See above.
@@ -123,10 +125,12 @@ class ExtremalResult:
                 `GradientSolver`, of which a seed changes nothing, ``level set``
                 (`LevelSetSolver`) takes the place of ``again``.
             random_masks: Random smooth masks of each area: level sets of fields with
-                random parameters. 0 for none.
+                random parameters; random features with a ``feature_mask``. 0 for none.
             perturbations_per_eval: As in `ExtremalPerturbation.attribute`.
             seed: Of the solvers and of the random masks. That of the result itself
                 would only repeat it.
+            arguments: Whatever else ``optimize`` was given: ``feature_mask``, or
+                ``channel_dim`` and the like of a layer.
 
         Returns:
             An `Extremality`.
@@ -163,6 +167,7 @@ class ExtremalResult:
             random_masks=random_masks,
             perturbations_per_eval=perturbations_per_eval,
             seed=seed,
+            **arguments,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

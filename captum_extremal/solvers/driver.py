@@ -64,11 +64,18 @@ class Solver(Protocol):
 
 
 class Run(Protocol):
-    """A search that is under way.
+    """A search that is under way, see `StepwiseSolver`.
 
     Example:
-        See `StepwiseSolver`.
-    """
+        >>> from captum_extremal import SearchSolver
+        >>> problem = Problem(lambda x, _: x[0].sum((1, 2)), (torch.ones(1, 2, 1, 4),), [0.5])
+        >>> run: Run = SearchSolver(8).start(problem, seed=0)
+        >>> with torch.no_grad():
+        ...     run.step()
+        4
+        >>> run.masks()[0].shape
+        torch.Size([1, 1, 4])
+    """  # noqa: E501
 
     @property
     def history(self) -> dict[str, Tensor]:

@@ -258,7 +258,7 @@ class Ascent:
         problem = self._problem_of(iteration)
         turn = iteration // len(self.shown) % 2
         mirrors = turn == 1 and self._part(iteration) < MIRRORING
-        view = Copy(self.mirrored if mirrors else False, shifts)
+        view = Copy((mirrors and self.mirrored) or False, shifts)
         rate = self.settings.learning_rate
         rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
         rate /= 1 - _MOMENTUM ** (iteration + 1)

@@ -55,6 +55,24 @@ class View(Protocol):
         ...
 
 
+class Spread(Protocol):
+    """Few values -> masks of the size of what they are laid on.
+
+    Example:
+        >>> from captum_extremal.sites.groups import Groups
+        >>> spread: Spread = Groups((torch.tensor([0, 0, 1]),), (torch.ones(1, 1, 3),))
+    """
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, ...]]:
+        """The sizes of the masks that are looked for."""
+        ...
+
+    def __call__(self, masks: Masks, images: Tensor) -> Masks:
+        """Masks of these sizes, and the image of each -> a mask for each tensor."""
+        ...
+
+
 class Problem:
     """What a mask is worth to a model, for K cells of one image and area each.
 
@@ -65,8 +83,11 @@ class Problem:
         areas: The A areas, fractions of each tensor's pixels in (0, 1].
         game: ``"preservation"``, ``"deletion"`` or ``"hybrid"`` (Sec. 3.2).
         perturbations_per_eval: The most perturbed inputs that one forward may hold.
+        spread: Where a value of a mask stands for more than one place, how it is
+            spread; None for masks of the levels' sizes.
 
     Attributes:
+        sizes: The sizes of the masks, one for each tensor of the input.
         is_large: Whether an input holds so many numbers that memory allows one mask at
             a time, whatever `perturbations_per_eval`.
 
@@ -87,12 +108,14 @@ class Problem:
         areas: Sequence[float],
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
+        spread: Spread | None = None,
     ) -> None:
         self.areas = tuple(areas)
         lasts = [
             level[-1] if isinstance(level, tuple) else level[:, -1] for level in levels
         ]
-        self.sizes = [tuple(last.shape[2:]) for last in lasts]
+        self._level_sizes = [tuple(last.shape[2:]) for last in lasts]
+        self.sizes = self._level_sizes if spread is None else list(spread.sizes)
         self.num_images = len(lasts[0])
         self.num_cells = self.num_images * len(self.areas)
         self.device = lasts[0].device
@@ -103,6 +126,7 @@ class Problem:
         self.game = game
         self._weights = GAMES[game]
         self.perturbations_per_eval = perturbations_per_eval
+        self._spread = spread
 
     def over_mean_colour(self) -> Problem:
         """The same with what is left out in one colour instead of perturbed.
@@ -116,6 +140,7 @@ class Problem:
             self.areas,
             self.game,
             self.perturbations_per_eval,
+            self._spread,
         )
 
     @property
@@ -267,13 +292,15 @@ class Problem:
         self, masks: Masks, images: Tensor, view: View | None
     ) -> tuple[Tensor, ...]:
         """Perturbed inputs as the model sees them."""
+        if self._spread is not None:
+            masks = self._spread(masks, images)
         pairs = list(zip(self._levels, masks, strict=True))
         if view is not None and self.is_large:
             # One image at a time, which goes to its place at once.
             return tuple(
                 apply_mask(levels, mask, images, view.moved(which, size, images))
                 for which, ((levels, mask), size) in enumerate(
-                    zip(pairs, self.sizes, strict=True)
+                    zip(pairs, self._level_sizes, strict=True)
                 )
             )
         inputs = tuple(apply_mask(levels, mask, images) for levels, mask in pairs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from captum.log import log_usage
@@ -25,22 +24,13 @@ from captum_extremal._attribution import (
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
 from captum_extremal._base.model import Watch
-from captum_extremal.perturbations.levels import (
-    BlurPerturbation,
-    FadePerturbation,
-    Perturbation,
-)
+from captum_extremal.perturbations import PERTURBATIONS, Perturbation
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.input import InputSite
 from captum_extremal.solvers import Problem, Solver
 from captum_extremal.solvers.rewards import Game, Reward
 
 FeatureMask = Tensor | tuple[Tensor, ...] | None
-
-PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
-    "blur": BlurPerturbation,
-    "fade": FadePerturbation,
-}
 
 
 class ExtremalPerturbation(MaskAttribution):
@@ -60,8 +50,9 @@ class ExtremalPerturbation(MaskAttribution):
     Args:
         forward_func: The model, or any function of its inputs, as everywhere in
             Captum. It is neither moved nor put in evaluation mode.
-        perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), or an
-            object such as `BlurPerturbation` with a ``levels`` method.
+        perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), another
+            key of `captum_extremal.perturbations.PERTURBATIONS`, or an object such as
+            `BlurPerturbation` with a ``levels`` method.
         solver: How masks are searched; None for `LevelSetSolver` with its defaults.
         reward: What is to be maximised of the model's output: ``(outputs, target) ->
             (K,)``; None for the target's score.
@@ -91,7 +82,7 @@ class ExtremalPerturbation(MaskAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        perturbation: Literal["blur", "fade"] | Perturbation = "blur",
+        perturbation: str | Perturbation = "blur",
         solver: Solver | None = None,
         reward: Reward | None = None,
     ) -> None:

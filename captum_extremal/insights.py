@@ -7,15 +7,14 @@ fields: numbers and short texts. `_FromPage` makes a perturbation and a solver o
 
 from __future__ import annotations
 
-from typing import Literal
-
 from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_extremal._attribution import DEFAULT_AREAS
 from captum_extremal._base.checks import check_areas, check_count
-from captum_extremal.extremal import PERTURBATIONS, ExtremalPerturbation
+from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.solvers import LevelSetSolver
 from captum_extremal.solvers.rewards import GAMES, Game
 
@@ -80,7 +79,7 @@ class _FromPage(PerturbationAttribution):
         *,
         areas: tuple[float, ...],
         steps: int,
-        perturbation: Literal["blur", "fade"],
+        perturbation: str,
         game: Game,
     ) -> Tensor | tuple[Tensor, ...]:
         """Attributions like ``inputs``."""

@@ -48,7 +48,7 @@ from captum_extremal.cli.options import (
     write_figure,
 )
 from captum_extremal.cli.table import Found, View, table
-from captum_extremal.extremal import PERTURBATIONS, ExtremalPerturbation
+from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.methods.registry import names_of
 from captum_extremal.models.networks import LoadedModel, load_model
 from captum_extremal.models.probabilities import (
@@ -58,6 +58,7 @@ from captum_extremal.models.probabilities import (
     rule_for,
     told,
 )
+from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.perturbations.apply import apply_mask
 from captum_extremal.solvers import SOLVERS, Solver
 from captum_extremal.solvers.rewards import Game

@@ -55,7 +55,8 @@ UPWARD = {("results", "page"), ("results", "extremality")}
 USERS = {
     "_base.captum_door": {"_base", "solvers", "metrics", "_attribution"}
     | {"extremal", "channel", "channels", "methods"},
-    "_base.layer": {"channel"},
+    "_base.layer": {"channel", "channels", "cli", "methods"},
+    "_base.skipping": {"_base"},
     "_base.model": {"_base", "_attribution", "metrics"}
     | {"extremal", "channel", "channels", "methods"},
 }

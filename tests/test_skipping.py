@@ -129,6 +129,25 @@ def test_children_that_others_call_too_are_not_passed_over(monkeypatch):
     same(found, optimize(model, model.body[1][1]))
 
 
+def test_a_second_call_counts_where_the_outputs_hide_it():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.least = nn.Sequential(Counting(), nn.Conv2d(1, 6, 3)), 0.0
+
+        def forward(self, x):
+            gate = self.body(x).amax((1, 2, 3))[:, None] > self.least
+            return self.body[0](x).flatten(1) * gate
+
+    model, inputs = Gated(), inputs_of(1)
+    # Shut for the halved activations that are compared, open for the whole ones.
+    model.least = 0.75 * model.body(inputs).max()
+    method = ChannelExtremalPerturbation(model, model.body[1])
+    found = method.evaluate(inputs, torch.ones(1, 1, 6), 1)
+    torch.testing.assert_close(found, model(inputs)[:, None, 1])
+    assert found != 0
+
+
 def test_a_container_that_is_only_a_list_is_not_passed_over(monkeypatch):
     class Model(nn.Module):
         def __init__(self):
@@ -187,6 +206,15 @@ def test_the_users_hooks_fire_at_each_forward(place, kind):
     assert model[0][0].calls > 5
     if kind != "full_backward":
         assert len(seen) == model[0][0].calls
+    handle.remove()
+
+
+def test_hooks_before_the_layer_see_what_the_model_gives_it():
+    model, seen = chain(), []
+    hook = lambda _m, args: seen.append(args[0].shape[1])  # noqa: E731
+    handle = model[1][1].register_forward_pre_hook(hook)
+    optimize(model, model[1][1], at_input=True)
+    assert set(seen) == {6}
     handle.remove()
 
 

@@ -30,7 +30,7 @@ from captum_extremal._base.captum_door import (
 )
 from captum_extremal._base.causes import Score, batches_explained, may_be_of_the_batch
 from captum_extremal._base.features import hint_at_features
-from captum_extremal._base.layer import Layer
+from captum_extremal._base.layer import Layer, check_module
 from captum_extremal._base.model import (
     Watch,
     as_found,
@@ -452,10 +452,7 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
         reward: Reward | None = None,
     ) -> None:
         checks.check_callable("forward_func", forward_func)
-        if not isinstance(layer, nn.Module):
-            raise TypeError(
-                f"layer must be a torch.nn.Module, got {type(layer).__name__}"
-            )
+        check_module(layer)
         if isinstance(layer, torch.jit.ScriptModule):
             raise TypeError(
                 "layer must not be a scripted or traced module, on which PyTorch "

@@ -55,9 +55,10 @@ UPWARD = {("results", "page"), ("results", "extremality")}
 USERS = {
     "_base.captum_door": {"_base", "solvers", "metrics", "_attribution", "extremality"}
     | {"extremal", "channels", "methods"},
-    "_base.layer": {"sites", "_attribution"},
+    "_base.layer": {"sites", "_attribution", "channels", "methods", "cli"},
     "_base.model": {"_base", "_attribution", "extremal", "channels", "methods"}
     | {"metrics"},
+    "_base.skipping": {"_base"},
 }
 # Who may import Captum's public names. Its underscored ones: `captum_door` alone.
 CAPTUM_USERS = {"_base", "_attribution", "extremal", "channels", "methods", "insights"}

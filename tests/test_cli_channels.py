@@ -194,6 +194,23 @@ def test_where_no_width_tells_the_dimension_must_be_given(run, monkeypatch):
     assert "--channel-dim must say which dimension the channels are" in done.output
 
 
+def test_a_layer_of_two_tensors_is_one_line(run, monkeypatch):
+    load = load_model
+
+    def pairs(*names):
+        loaded = load(*names)
+        loaded.model.features[9].register_forward_hook(lambda _m, _a, out: (out, out))
+        loaded.model.features[10].register_forward_pre_hook(lambda _m, args: args[0])
+        return loaded
+
+    monkeypatch.setattr("captum_extremal.cli.channels.load_model", pairs)
+    for option, way in ((), "return"), (("--layer-input",), "take"):
+        done = run(*option, layer="features.10" if option else "features.9")
+        assert done.exit_code == 2
+        assert f"--layer: layer must {way} one tensor, got Tensor, T" in done.output
+        assert done.output.count("\n") == 1
+
+
 def test_a_dimension_that_is_no_number(run):
     done = run("--channel-dim=last")
     assert done.exit_code == 2

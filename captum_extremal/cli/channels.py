@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from captum_extremal._attribution import SearchInterrupted
 from captum_extremal._base import checks
 from captum_extremal._base.features import channel_dim_of
+from captum_extremal._base.layer import Layer
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.cli.options import (
     check_distinct,
@@ -167,14 +167,15 @@ def channels(
     view, inputs = loaded.preprocess(picture)
     network = loaded.model.to(torch.device(device))
     inputs = inputs[None].to(torch.device(device))
-    with _watched(module, search["layer_input"]) as seen:
-        outputs = outputs_of(network, inputs)
-    if seen and isinstance(seen[-1], tuple) and len(seen[-1]) > 1:
-        raise click.UsageError(
-            f"--layer must give one tensor, got {len(seen[-1])} of them"
-        )
+    read = Layer(network, module, search["layer_input"])
+    seen: list[Tensor] = []
+    try:
+        activation = read.read_one(lambda: seen.append(outputs_of(network, inputs)))
+    except TypeError as error:
+        raise click.UsageError(f"--layer: {error}") from error
+    (outputs,) = seen
     if channel_dim is None:
-        channel_dim = _told_by_widths(seen, module, network, search["layer_input"])
+        channel_dim = _told_by_widths(activation.shape, read, network)
     search["channel_dim"] = channel_dim
     check_rule(outputs, probability)
     chosen = int(outputs.argmax())
@@ -200,34 +201,13 @@ def channels(
         say(f"wrote {shown(path)}")
 
 
-@contextmanager
-def _watched(module: nn.Module, at_input: bool) -> Iterator[list[object]]:
-    """What a layer takes in or gives out."""
-    seen: list[object] = []
-    if at_input:
-        handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args))
-    else:
-        handle = module.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _told_by_widths(
-    seen: Sequence[object], module: nn.Module, network: nn.Module, at_input: bool
-) -> int:
+def _told_by_widths(shape: torch.Size, layer: Layer, network: nn.Module) -> int:
     """The dimension of the channels; 1 where nothing says otherwise of maps."""
-    value = seen[-1] if seen else None
-    if isinstance(value, tuple) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        return 1  # which the search refuses
-    found = channel_dim_of(value.shape, module, network, at_input)
-    if found is None and value.dim() == 3:
+    found = channel_dim_of(shape, layer.module, network, layer.at_input)
+    if found is None and len(shape) == 3:
         raise click.UsageError(
             "--channel-dim must say which dimension the channels are of "
-            f"{tuple(value.shape)}, 1 or 2: no width of a layer tells"
+            f"{tuple(shape)}, 1 or 2: no width of a layer tells"
         )
     return 1 if found is None else found
 

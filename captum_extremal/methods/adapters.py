@@ -209,45 +209,47 @@ def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
     return explain
 
 
-def _grad_cam(model: nn.Module, options: Options) -> Explain:
-    layer = None if options.layer is None else named_layer(model, options.layer)
+def _of_layer(
+    name: str, attribute: Callable[[nn.Module, nn.Module, Tensor, Tensor], object]
+) -> Method:
+    """What a method says of a layer, summed over its channels and enlarged."""
 
-    def explain(inputs: Tensor, target: Tensor) -> Explained:
-        nonlocal layer
-        with uncompiled():
-            layer = last_feature_map(model, inputs) if layer is None else layer
-            maps = LayerGradCam(model, layer).attribute(
-                _leaf(inputs), target, relu_attributions=True
-            )
-        if not isinstance(maps, Tensor) or maps.dim() != 4:
-            raise ValueError("layer must give one map (N, C, h, w) for grad-cam")
-        return Explained(
-            F.interpolate(maps.detach(), inputs.shape[2:], mode="bilinear")
-        )
-
-    return explain
-
-
-def _excitation(*, contrastive: bool) -> Callable[[nn.Module, Options], Explain]:
     def build(model: nn.Module, options: Options) -> Explain:
         layer = None if options.layer is None else named_layer(model, options.layer)
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             nonlocal layer
-            if layer is None:
-                with uncompiled():
-                    layer = last_feature_map(model, inputs)
-            maps = ExcitationBackprop(model, layer).attribute(
-                inputs, target, contrastive=contrastive
-            )
+            with uncompiled():
+                layer = last_feature_map(model, inputs) if layer is None else layer
+                maps = attribute(model, layer, inputs, target)
             if not isinstance(maps, Tensor) or maps.dim() != 4:
-                raise ValueError("layer must give one map (N, C, h, w) for mwp, cmwp")
+                raise ValueError(f"layer must give one map (N, C, h, w) for {name}")
             total = maps.detach().sum(dim=1, keepdim=True)
             return Explained(F.interpolate(total, inputs.shape[2:], mode="bilinear"))
 
         return explain
 
-    return build
+    return Method(build, ("layer",))
+
+
+def _grad_cam(
+    model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor
+) -> object:
+    return LayerGradCam(model, layer).attribute(
+        _leaf(inputs), target, relu_attributions=True
+    )
+
+
+def _excitation(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: Tensor,
+    target: Tensor,
+    contrastive: bool = False,
+) -> object:
+    return ExcitationBackprop(model, layer).attribute(
+        inputs, target, contrastive=contrastive
+    )
 
 
 def _of_probability(

@@ -26,6 +26,7 @@ extremal-torchray
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from captum_extremal.methods.adapters import (
     _guided_backprop,
     _integrated_gradients,
     _occlusion,
+    _of_layer,
     _of_probability,
 )
 from captum_extremal.methods.meaningful import MeaningfulPerturbation
@@ -208,10 +210,10 @@ METHODS: dict[str, Method] = {
     "gradient": Method(_gradient),
     "deconvnet": Method(_deconvnet),
     "guided-backprop": Method(_guided_backprop),
-    "mwp": Method(_excitation(contrastive=False), ("layer",)),
-    "cmwp": Method(_excitation(contrastive=True), ("layer",)),
+    "mwp": _of_layer("mwp", _excitation),
+    "cmwp": _of_layer("cmwp", partial(_excitation, contrastive=True)),
     "rise": Method(_of_probability(RISE), ("seed",)),
-    "grad-cam": Method(_grad_cam, ("layer",)),
+    "grad-cam": _of_layer("grad-cam", _grad_cam),
     "meaningful": Method(_of_probability(MeaningfulPerturbation), ("seed",)),
     "ig": Method(_integrated_gradients),
     "occlusion": Method(_occlusion),

@@ -16,9 +16,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from captum_extremal import ExtremalPerturbation
-from captum_extremal.page import embed, notebook_html, to_html
-from captum_extremal.page import svg as curve
-from captum_extremal.page.svg import Scores
+from captum_extremal.curve import Curve
+from captum_extremal.page import embed, notebook_html, svg, to_html
 from captum_extremal.results.extremal import ExtremalResult
 
 AREAS = (0.4, 0.1, 0.2)  # not in order, as a caller may ask
@@ -321,16 +320,16 @@ def test_the_method_passes_everything_on():
 
 
 def test_the_dots_stand_at_their_areas_and_scores():
-    scores = Scores([0.1, 0.2, 0.4], [1.0, 2.5, 3.0], [2.0, 1.5, 0.25], 2.25, -0.5, 1)
-    drawing = Page(curve.draw(scores, "scores"))
+    scores = Curve([0.1, 0.2, 0.4], [1.0, 2.5, 3.0], [2.0, 1.5, 0.25], 2.25, -0.5, 1)
+    drawing = Page(svg.draw(scores, "scores"))
     kept, removed = drawing.all("circle", "kept"), drawing.all("rect", "removed")
     xs = [float(dot["cx"]) for dot in kept]
-    assert xs == [curve.place_x(scores, place) for place in range(3)]
+    assert xs == [svg.place_x(scores, place) for place in range(3)]
     assert (xs[2] - xs[1]) == pytest.approx(2 * (xs[1] - xs[0]), abs=0.4)
     ys = [float(dot["cy"]) for dot in kept]
     ys += [float(dot["y"]) + 4 for dot in removed]
     ys += [float(line["y1"]) for line in drawing.all("line", "level")]
-    values = [*scores.kept, *scores.removed, scores.whole, scores.perturbed]
+    values = [*scores.scores, *scores.complement_scores, 2.25, -0.5]
     slope = (ys[0] - ys[1]) / (values[0] - values[1])
     assert slope < 0  # up is more
     for value, y in zip(values, ys, strict=True):
@@ -343,17 +342,17 @@ def test_the_dots_stand_at_their_areas_and_scores():
     "values", [[0.0, 0.0], [5.0, 5.0], [-2.0, -2.0], [1e-9, 3e-9], [-1e9, 1e9]]
 )
 def test_any_scores_can_be_drawn(values):
-    scores = Scores([0.1, 1.0], values, values, values[0], values[1], None)
-    drawing = Page(curve.draw(scores, "scores"))
+    scores = Curve([0.1, 1.0], values, values, values[0], values[1], None)
+    drawing = Page(svg.draw(scores, "scores"))
     heights = [float(dot["cy"]) for dot in drawing.all("circle", "kept")]
     assert len(heights) == 2
-    assert all(0 < height < curve.HEIGHT for height in heights)
+    assert all(0 < height < svg.HEIGHT for height in heights)
 
 
 def test_scores_that_are_no_numbers_are_left_out():
     nan = float("nan")
-    scores = Scores([0.1, 0.2], [nan, 1.0], [nan, nan], nan, 0.0, None)
-    source = curve.draw(scores, "scores")
+    scores = Curve([0.1, 0.2], [nan, 1.0], [nan, nan], nan, 0.0, None)
+    source = svg.draw(scores, "scores")
     (dot,) = Page(source).all("circle", "kept")
     assert dot["data-place"] == "1"
     assert "nan" not in source

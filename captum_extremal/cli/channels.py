@@ -252,13 +252,10 @@ class _Found:
     def lines(self) -> Iterator[str]:
         """The table and the list."""
         result = self.result
-        a_star = float(result.smallest_sufficient_count()[0])
+        a_star = result.curve().smallest_sufficient
         yield _ROW.format("channels", "kept", "removed", "p(kept)", "")
         # Of areas that come to the same count the first, whose mask is as good.
-        places = {
-            count: place for place, count in reversed([*enumerate(result.counts)])
-        }
-        order = [place for _, place in sorted(places.items())]
+        order = [result.counts.index(count) for count in sorted(set(result.counts))]
         for place in order:
             count = result.counts[place]
             yield _ROW.format(

@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_extremal._base import files
+from captum_extremal.curve import Curve, growing
 from captum_extremal.page import svg
 from captum_extremal.page.embed import SMALL, data_uri, fitted, kept_and_removed
-from captum_extremal.page.svg import Scores, percent
+from captum_extremal.page.svg import percent, text_of
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization.overlays import (
     ROUNDING,
     check_attributions,
@@ -40,49 +42,8 @@ _PAPER = (
 )
 
 
-class Result(Protocol):
-    """What a page needs of an `ExtremalResult`.
-
-    Example:
-        >>> from captum_extremal import ExtremalResult
-        >>> ExtremalResult.smallest_sufficient_area.__name__ in dir(Result)
-        True
-    """
-
-    @property
-    def masks(self) -> Tensor | tuple[Tensor, ...]:
-        """(N, A, 1, *S)."""
-
-    @property
-    def areas(self) -> tuple[float, ...]:
-        """A fractions of the image."""
-
-    @property
-    def scores(self) -> Tensor:
-        """(N, A), of what is kept."""
-
-    @property
-    def complement_scores(self) -> Tensor:
-        """(N, A), of the rest."""
-
-    @property
-    def input_score(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def perturbed_score(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run was asked to do."""
-
-    def smallest_sufficient_area(self) -> Tensor:
-        """(N,), NaN where no area suffices."""
-
-
 def to_html(
-    result: Result,
+    result: ExtremalResult,
     path: str | os.PathLike[str] | None = None,
     images: Tensor | None = None,
     *,
@@ -151,7 +112,7 @@ def to_html(
     return page
 
 
-def notebook_html(result: Result) -> str | None:
+def notebook_html(result: ExtremalResult) -> str | None:
     """The page of a result's first image inside a frame, for a notebook.
 
     Returns:
@@ -190,7 +151,7 @@ class _Content:
 
     title: str
     label: str
-    scores: Scores
+    curve: Curve
     image: Tensor | None  # (1 or 3, H, W) in [0, 1]
     masks: Tensor | None  # (A, 1, H, W); None if they are no pictures
     others: Mapping[str, Tensor]  # (1, H, W)
@@ -205,7 +166,7 @@ class _Content:
     @classmethod
     def of(
         cls,
-        result: Result,
+        result: ExtremalResult,
         images: Tensor | None,
         index: int,
         mean: Sequence[float] | None,
@@ -217,18 +178,17 @@ class _Content:
         num_images = len(result.input_score)
         if not 0 <= index < num_images:
             raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")
-        order = sorted(range(len(result.areas)), key=result.areas.__getitem__)
         image = None
         if images is not None:
             image = _image_of(result, images, index, mean, std)
-        masks = _masks_of(result, index, order)
+        masks = _masks_of(result, index)
         notes = [] if images is not None else [_WITHOUT_IMAGES]
         if num_images > 1:
             notes.append(f"Image {index} of 0..{num_images - 1} of the result.")
         return cls(
             title=title or "Extremal perturbation",
             label=label or "the target",
-            scores=_scores_of(result, index, order),
+            curve=result.curve(index),
             image=None if image is None else fitted(image),
             masks=None if masks is None else torch.stack([fitted(m) for m in masks]),
             others=_others_of(
@@ -246,7 +206,7 @@ _WITHOUT_IMAGES = (
 
 
 def _image_of(
-    result: Result,
+    result: ExtremalResult,
     images: Tensor,
     index: int,
     mean: Sequence[float] | None,
@@ -296,26 +256,10 @@ def _image_of(
     return image.clamp(0, 1)
 
 
-def _masks_of(result: Result, index: int, order: Sequence[int]) -> Tensor | None:
+def _masks_of(result: ExtremalResult, index: int) -> Tensor | None:
     if not isinstance(result.masks, Tensor) or result.masks.dim() != 5:
         return None
-    return result.masks[index].detach().float().cpu()[list(order)]
-
-
-def _scores_of(result: Result, index: int, order: Sequence[int]) -> Scores:
-    areas = [result.areas[place] for place in order]
-    a_star = float(result.smallest_sufficient_area()[index])
-    return Scores(
-        areas,
-        [float(result.scores[index, place]) for place in order],
-        [float(result.complement_scores[index, place]) for place in order],
-        float(result.input_score[index]),
-        float(result.perturbed_score[index]),
-        # a* is one of the areas, rounded to the precision of the scores.
-        None
-        if math.isnan(a_star)
-        else min(range(len(areas)), key=lambda place: abs(areas[place] - a_star)),
-    )
+    return result.masks[index].detach().float().cpu()[growing(result.areas)]
 
 
 def _others_of(
@@ -380,19 +324,19 @@ def _hash(text: str) -> str:
 
 
 def _summary(content: _Content) -> str:
-    scores = content.scores
-    whole = scores.text(scores.whole)
-    if math.isnan(scores.whole):
+    curve = content.curve
+    whole = text_of(curve, curve.input_score)
+    if math.isnan(curve.input_score):
         return (
             f"The whole {content.noun} has no score that is a number: no area has a*."
         )
-    if scores.a_star is None:
+    if curve.a_star is None:
         return (
             f"None of these areas is enough: the whole {content.noun} scores {whole} "
             f"for {content.label}, and no mask keeps as much."
         )
-    area = percent(scores.areas[scores.a_star])
-    kept = scores.text(scores.kept[scores.a_star])
+    area = percent(curve.sizes[curve.a_star])
+    kept = text_of(curve, curve.scores[curve.a_star])
     return (
         f"{area} of the {content.noun} is enough (a*): alone it scores {kept} for "
         f"{content.label}, the whole {content.noun} {whole}."
@@ -401,9 +345,9 @@ def _summary(content: _Content) -> str:
 
 def _viewer(content: _Content) -> Iterator[str]:
     """The slider and what it shows; hidden until the script fills it."""
-    scores = content.scores
-    last = len(scores.areas) - 1
-    start = last if scores.a_star is None else scores.a_star
+    curve = content.curve
+    last = len(curve.sizes) - 1
+    start = last if curve.a_star is None else curve.a_star
     yield '<section id="viewer" aria-label="One area at a time" hidden>'
     yield (
         '<label for="area">Area of the mask: <span data-show="area"></span>'
@@ -417,7 +361,7 @@ def _viewer(content: _Content) -> Iterator[str]:
     if content.image is not None:
         yield _shown(content, "kept", "kept alone", "kept")
         yield _shown(content, "removed", "kept part removed", "removed")
-        whole = escape(scores.text(scores.whole))
+        whole = escape(text_of(curve, curve.input_score))
         yield (
             f'<figure class="whole">{_img(content.image, "whole", "The whole picture")}'
             f'<figcaption>whole picture <span class="score">{whole}</span></figcaption>'
@@ -459,22 +403,23 @@ def _img(image: Tensor, name: str, alt: str) -> str:
 
 
 def _curve(content: _Content) -> Iterator[str]:
-    scores = content.scores
+    curve = content.curve
     pairs = ", ".join(
-        f"{percent(area)}: {scores.text(kept)} kept, {scores.text(removed)} removed"
+        f"{percent(area)}: {text_of(curve, kept)} kept, "
+        f"{text_of(curve, removed)} removed"
         for area, kept, removed in zip(
-            scores.areas, scores.kept, scores.removed, strict=True
+            curve.sizes, curve.scores, curve.complement_scores, strict=True
         )
     )
     yield "<section>"
     yield f"<h2>Score of {escape(content.label)} over the area</h2>"
-    yield svg.draw(scores, f"Scores over the area. {pairs}")
+    yield svg.draw(curve, f"Scores over the area. {pairs}")
     yield '<ul class="legend">'
     for name, text in (
         ("kept", "kept alone"),
         ("removed", "kept part removed"),
-        ("whole", f"whole {content.noun} {scores.text(scores.whole)}"),
-        ("perturbed", f"fully perturbed {scores.text(scores.perturbed)}"),
+        ("whole", f"whole {content.noun} {text_of(curve, curve.input_score)}"),
+        ("perturbed", f"fully perturbed {text_of(curve, curve.perturbed_score)}"),
     ):
         mark = f'<span class="key {name}"></span>'
         yield f"<li>{mark}{escape(text)}</li>"
@@ -484,13 +429,15 @@ def _curve(content: _Content) -> Iterator[str]:
 
 def _areas(content: _Content) -> Iterator[str]:
     """Every area with all that is known of it; what the script shows is taken here."""
-    scores = content.scores
+    curve = content.curve
     yield "<section>"
     yield "<h2>All areas</h2>"
     yield '<ol class="areas" id="areas">'
-    for place, area in enumerate(scores.areas):
-        kept, removed = (scores.text(s[place]) for s in (scores.kept, scores.removed))
-        note = "a*: enough" if place == scores.a_star else ""
+    for place, area in enumerate(curve.sizes):
+        kept, removed = (
+            text_of(curve, s[place]) for s in (curve.scores, curve.complement_scores)
+        )
+        note = "a*: enough" if place == curve.a_star else ""
         spoken = f"{percent(area)}, kept alone {kept}, removed {removed}"
         data = {
             "area": percent(area),
@@ -498,7 +445,7 @@ def _areas(content: _Content) -> Iterator[str]:
             "removed": removed,
             "note": note,
             "spoken": f"{spoken}, {note}" if note else spoken,
-            "x": str(svg.place_x(scores, place)),
+            "x": str(svg.place_x(curve, place)),
         }
         attributes = " ".join(f'data-{k}="{escape(v)}"' for k, v in data.items())
         yield f"<li {attributes}>"
@@ -518,7 +465,7 @@ def _areas(content: _Content) -> Iterator[str]:
 def _row(content: _Content, place: int, kept: str, removed: str) -> str:
     """The pictures of one area."""
     assert content.masks is not None
-    mask, area = content.masks[place], percent(content.scores.areas[place])
+    mask, area = content.masks[place], percent(content.curve.sizes[place])
     shown = []
     if content.image is not None:
         parts = kept_and_removed(content.image, mask)

@@ -19,7 +19,7 @@ from captum_extremal.visualization._drawing import (
     wrap_caption,
     write_inside,
 )
-from captum_extremal.visualization._of_result import Curve, check_count, masks_of
+from captum_extremal.visualization._of_result import check_count, masks_of
 from captum_extremal.visualization.overlays import (
     check_attributions,
     check_range,
@@ -157,7 +157,7 @@ def _sufficient_masks(
     check_count(result, images)
     chosen, stars = [], []
     for index, image in enumerate(images):
-        place = Curve.of(result, index).smallest_sufficient
+        place = result.curve(index).a_star
         chosen.append(masks_of(image, result, index)[-1 if place is None else place])
         stars.append("" if place is None else "a* = ")
     return torch.stack(chosen), stars

@@ -68,7 +68,7 @@ SOLVERS_NEVER = {
 }  # fmt: skip
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load, and the one class that torchmetrics is for.
-LAZY = {"matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
+LAZY = {"jinja2", "matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
 EAGER_ALLOWED = {"benchmark", "cli", "metrics.accumulate"}
 
 

@@ -22,7 +22,7 @@ from captum_extremal.results.extremal import ExtremalResult
 
 AREAS = (0.4, 0.1, 0.2)  # not in order, as a caller may ask
 ORDERED = ["10\N{NO-BREAK SPACE}%", "20\N{NO-BREAK SPACE}%", "40\N{NO-BREAK SPACE}%"]
-EVIL = "<script>alert('x')</script> \"&"
+EVIL = "<script>alert('x')</script> \"& {{ 7 * 7 }} {% if %}"
 
 
 def make_result(num_images=1, size=(16, 16), **others):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_areas
+from captum_extremal._base.checks import check_areas, check_shape
 
 EVIDENCE_AREAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """The areas of Sec. 4."""
@@ -172,16 +172,8 @@ def monotonicity(
         Monotonicity(share=0.6666666865348816, share_tested=0.5, images=3, tested=2)
     """
     areas = check_areas(areas)
-    if scores.dim() != 2 or 0 in scores.shape or scores.shape[1] != len(areas):
-        raise ValueError(
-            f"scores must be of shape (N, {len(areas)}) with N > 0, got "
-            f"{tuple(scores.shape)}"
-        )
-    if input_score.shape != scores.shape[:1]:
-        raise ValueError(
-            f"input_score must be of shape ({len(scores)},), got "
-            f"{tuple(input_score.shape)}"
-        )
+    check_shape("scores", scores, "N A", filled=True, A=len(areas))
+    check_shape("input_score", input_score, "N", N=len(scores))
     for name, values in (("scores", scores), ("input_score", input_score)):
         if values.isnan().any():
             raise ValueError(f"{name} must be numbers, got NaN")

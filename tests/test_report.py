@@ -421,11 +421,11 @@ def test_a_result_of_a_run():
         ({"index": -1}, r"index must lie in 0\.\.0, got -1"),
         (
             {"images": torch.rand(3, 16, 16)},
-            r"images must have shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)",
+            r"images must be of shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)",
         ),
-        ({"images": torch.rand(1, 3, 8, 16)}, r"images must have shape .*8, 16\)"),
-        ({"images": torch.rand(2, 3, 16, 16)}, r"images must have shape .*\(2, 3"),
-        ({"images": torch.rand(1, 2, 16, 16)}, r"images must have shape .*\(1, 2"),
+        ({"images": torch.rand(1, 3, 8, 16)}, r"images must be of shape .*8, 16\)"),
+        ({"images": torch.rand(2, 3, 16, 16)}, r"images must be of shape .*\(2, 3"),
+        ({"images": torch.rand(1, 2, 16, 16)}, r"images must be of shape .*\(1, 2"),
         (
             {"images": 2 * torch.ones(1, 3, 16, 16)},
             r"images must lie in \[0, 1\] unless mean and std are given, got 2\.\.2",
@@ -451,7 +451,7 @@ def test_a_result_of_a_run():
                 "images": torch.rand(1, 3, 16, 16),
                 "others": {"IG": torch.rand(16, 16)},
             },
-            r"others\['IG'\] must have shape \(1, C, H, W\), got \(16, 16\)",
+            r"others\['IG'\] must be of shape \(1, C, H, W\), got \(16, 16\)",
         ),
         (
             {

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base import files
+from captum_extremal._base.checks import check_shape
 from captum_extremal.curve import Curve, growing
 from captum_extremal.page import svg
 from captum_extremal.page.embed import SMALL, data_uri, fitted, kept_and_removed
@@ -177,18 +178,8 @@ def _image_of(
             f"images must be None for masks with {len(size)} spatial sizes, which are "
             "no pictures: the scores are shown alone"
         )
-    legal = isinstance(images, Tensor) and images.dim() == 4
-    if not legal or (
-        len(images) != num_images
-        or images.shape[1] not in (1, 3)
-        or list(images.shape[2:]) != size
-    ):
-        sizes = ", ".join(map(str, size))
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
-        raise ValueError(
-            f"images must have shape ({num_images}, 1 or 3, {sizes}), as the masks "
-            f"have, got {got}"
-        )
+    fitting = ", as the masks are"
+    check_shape("images", images, "N 1|3 *S", fitting, N=num_images, S=size)
     if (mean is None) != (std is None):
         missing = "mean" if mean is None else "std"
         raise ValueError(f"mean and std must be given together, got no {missing}")

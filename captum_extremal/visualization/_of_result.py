@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from captum_extremal._base.checks import check_shape
 from captum_extremal.curve import growing
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization.overlays import check_range
@@ -27,10 +28,7 @@ def masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
 
 
 def check_picture(image: Tensor, num_images: int, index: int) -> None:
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"image must have shape (1 or 3, H, W), got {tuple(image.shape)}"
-        )
+    check_shape("image", image, "1|3 H W", filled=True)
     check_range("image", image)
     if not 0 <= index < num_images:
         raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")

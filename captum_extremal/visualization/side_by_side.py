@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_extremal._base.checks import check_shape
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
     captions_for,
@@ -135,12 +136,9 @@ def _mask_columns(
         stars = [""] * len(images)
         if isinstance(given, ExtremalResult):
             given, stars = _sufficient_masks(given, images)
-        if given.shape != (len(images), 1, *images.shape[2:]):
-            raise ValueError(
-                f"masks[{name!r}] must have shape "
-                f"{(len(images), 1, *images.shape[2:])}, got {tuple(given.shape)}"
-            )
-        check_range(f"masks[{name!r}]", given)
+        called = f"masks[{name!r}]"
+        check_shape(called, given, "N 1 *S", N=len(images), S=images.shape[2:])
+        check_range(called, given)
         chosen = given.detach().float().cpu()
         areas = (chosen >= 0.5).float().mean(dim=(1, 2, 3)).tolist()
         badges = [

@@ -539,7 +539,7 @@ def test_a_model_of_one_size_cannot_keep_proportions():
     ("option", "text"),
     [
         ("--methods=ig,magic", "method must be 'centre' or"),
-        ("--areas=0.1,2", "--areas: area must lie in (0, 1], got 2"),
+        ("--areas=0.1,2", "'--areas': areas must be numbers in (0, 1], sep"),
         ("--layer=nothing", "layer must name a module of the model, got 'nothing'"),
         ("--difficult=no.json", "difficult must be a JSON file, got no.json"),
         ("--dataset=coco2014", "root of coco2014 must hold annotations"),

@@ -476,12 +476,17 @@ def test_pictures_are_turned_the_right_way_up(input_score, photo):
 # --- errors ---
 
 
+_NO_AREAS = (
+    "Invalid value for '--areas': areas must be numbers in (0, 1], separated by "
+    "commas, such as '0.05, 0.1, 0.2', got '"
+)
 ERRORS = {
-    "--areas=1.5": "--areas: area must lie in (0, 1], got 1.5",
-    "--areas=0": "--areas: area must lie in (0, 1], got 0.0",
-    "--areas=nan": "--areas: area must lie in (0, 1], got nan",
-    "--areas=a": "--areas: must be numbers in (0, 1] with commas between, got 'a'",
-    "--areas=": "--areas: must be numbers in (0, 1] with commas between, got ''",
+    "--areas=1.5": _NO_AREAS + "1.5'",
+    "--areas=0": _NO_AREAS + "0'",
+    "--areas=nan": _NO_AREAS + "nan'",
+    "--areas=a": _NO_AREAS + "a'",
+    "--areas=": _NO_AREAS + "'",
+    "--areas=0.1,b": _NO_AREAS + "0.1,b'",
     "--target=3": "target must lie in 0..2, got 3",
     "--target=-1": "target must lie in 0..2, got -1",
     "--target=cat": "target must be an index in 0..2, as the names of this model's cl",

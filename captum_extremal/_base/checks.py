@@ -99,6 +99,38 @@ def check_channel_areas(
     return tuple(checked)
 
 
+def read_areas(text: str, *, channels: bool = False) -> tuple[int | float, ...]:
+    """The areas that a text names, with commas between.
+
+    Args:
+        text: Such as ``"0.05, 0.1"``.
+        channels: Whether a number without a point counts channels.
+
+    Example:
+        >>> read_areas("0.05, 0.1"), read_areas("1,5,0.1", channels=True)
+        ((0.05, 0.1), (1, 5, 0.1))
+        >>> read_areas("5")
+        Traceback (most recent call last):
+        ...
+        ValueError: areas must be numbers in (0, 1], separated by commas, such as '0.05, 0.1, 0.2', got '5'
+    """  # noqa: E501
+    parts = text.replace(",", " ").split()
+    legal, example = "numbers in (0, 1]", "0.05, 0.1, 0.2"
+    if channels:
+        legal, example = f"numbers of channels or, with a point, {legal}", "1, 5, 0.1"
+    try:
+        if not channels:
+            return check_areas(map(float, parts))
+        return check_channel_areas(
+            [float(part) if set(part) & set(".eEnN") else int(part) for part in parts]
+        )
+    except ValueError:
+        raise ValueError(
+            f"areas must be {legal}, separated by commas, such as {example!r}, got "
+            f"{text!r}"
+        ) from None
+
+
 def check_positive(name: str, value: float) -> float:
     """A finite number above zero, returned as a float.
 

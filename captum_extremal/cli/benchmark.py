@@ -8,7 +8,6 @@ from typing import get_args
 import click
 import torch
 
-from captum_extremal._base import checks
 from captum_extremal.benchmark import (
     DATASETS,
     METHODS,
@@ -29,6 +28,7 @@ from captum_extremal.benchmark.store import Content
 from captum_extremal.benchmark.tables import Format, Measure, Report, flaws_of
 from captum_extremal.benchmark.tables import report as report_of
 from captum_extremal.cli.options import (
+    Areas,
     device_options,
     model_options,
     prepare_folder,
@@ -87,7 +87,8 @@ _min_probability = click.option(
 )
 @click.option(
     "--areas",
-    help="Of the extremal methods, with commas between.  [default: the paper's]",
+    type=Areas(),
+    help="Of the extremal methods.  [default: the paper's]",
 )
 @click.option(
     "--layer", help="Of grad-cam, mwp and cmwp.  [default: the last feature map]"
@@ -126,7 +127,7 @@ def benchmark(
     weights: Path | None,
     size: int | None,
     resize: Resize,
-    areas: str | None,
+    areas: tuple[float, ...] | None,
     layer: str | None,
     seed: int,
     steps: int | None,
@@ -146,9 +147,8 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     names = names_of([name.strip() for name in methods.split(",")])
-    options = Options(
-        layer, _areas(areas, dataset), seed=seed, steps=steps, probability=probability
-    )
+    areas = PAPER_AREAS[dataset] if areas is None else areas
+    options = Options(layer, areas, seed=seed, steps=steps, probability=probability)
     labels = class_names(dataset)
     pairs = None if pairs_file is None else read_pairs(pairs_file, labels)
     hard = None if difficult == _RULE else read_pairs(difficult, labels, "difficult")
@@ -251,12 +251,3 @@ def _print(found: Report, form: Format) -> None:
         say(f"\n{len(found.flaws)} {what} in records of objects:", err=True)
     for line in found.flaws:
         say(f"  {line}", err=True)
-
-
-def _areas(given: str | None, dataset: str) -> tuple[float, ...]:
-    if given is None:
-        return PAPER_AREAS[dataset]
-    try:
-        return tuple(sorted(set(checks.check_areas(map(float, given.split(","))))))
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}, in {given!r}") from None

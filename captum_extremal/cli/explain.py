@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal._attribution import SearchInterrupted
-from captum_extremal._base import checks
 from captum_extremal.benchmark import METHODS, Options, compare
 from captum_extremal.cli.options import (
+    Areas,
     Option,
     check_distinct,
     device_options,
@@ -70,25 +70,6 @@ DEMO_PICTURES = ("coffee", "camera", "chelsea")
 DEMO_AREAS = (0.05, 0.1, 0.2, 0.4)
 
 
-def _parse_areas(
-    context: click.Context, option: click.Parameter, values: Sequence[str]
-) -> tuple[float, ...]:
-    """Turn ``("0.05,0.1", "0.2")`` into numbers, in growing order, each once."""
-    del context, option
-    parts = [part for value in values for part in value.split(",")]
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        raise click.UsageError(
-            f"--areas: must be numbers in (0, 1] with commas between, got "
-            f"{','.join(values)!r}"
-        ) from None
-    try:
-        return tuple(sorted(set(checks.check_areas(numbers))))
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}") from None
-
-
 def _parse_methods(
     context: click.Context, option: click.Parameter, text: str | None
 ) -> tuple[str, ...]:
@@ -115,11 +96,10 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
     return together(
         click.option(
             "--areas",
-            metavar="A,...",
+            type=Areas(),
             multiple=True,
             default=[",".join(map(str, default_areas))],
             show_default=True,
-            callback=_parse_areas,
             help="Fractions of the picture, in (0, 1]; may be repeated.",
         ),
         click.option(
@@ -272,6 +252,7 @@ class _Settings:
     @classmethod
     def of(
         cls,
+        areas: Sequence[Sequence[float]],
         solver: str,
         steps: int | None,
         time_limit: float | None,
@@ -284,7 +265,8 @@ class _Settings:
         kind, budget = _SOLVERS[solver]
         given = {} if steps is None else {budget: steps}
         made = kind(**given, time_limit=time_limit)
-        return cls(device=torch.device(device), solver=made, **options)
+        growing = tuple(sorted({area for several in areas for area in several}))
+        return cls(growing, torch.device(device), made, **options)
 
 
 def _search(

@@ -15,7 +15,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._base import files
+from captum_extremal._base import checks, files
 from captum_extremal.cli.picture_file import open_picture as open_picture
 from captum_extremal.cli.printing import say as say
 from captum_extremal.cli.printing import shown as shown
@@ -32,6 +32,29 @@ _FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 
 
 # --- options ---
+
+
+class Areas(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
+    """Numbers with commas between: fractions in growing order, each once.
+
+    Args:
+        channels: Whether ints are numbers of channels; then the order stays.
+    """
+
+    name = "A,..."
+
+    def __init__(self, *, channels: bool = False) -> None:
+        self.channels = channels
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """A text -> its areas."""
+        try:
+            areas = checks.read_areas(str(value), channels=self.channels)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return areas if self.channels else tuple(sorted(set(areas)))
 
 
 def together(*options: Option) -> Option:

@@ -10,7 +10,6 @@ import torch
 
 from captum_extremal.benchmark import (
     DATASETS,
-    METHODS,
     PAPER_AREAS,
     Options,
     Pair,
@@ -30,13 +29,13 @@ from captum_extremal.benchmark.tables import report as report_of
 from captum_extremal.cli.options import (
     Areas,
     device_options,
+    methods_option,
     model_options,
     prepare_folder,
     probability_option,
     say,
     seed_option,
 )
-from captum_extremal.methods.registry import names_of
 from captum_extremal.models.networks import load_model
 from captum_extremal.models.probabilities import Rule
 
@@ -68,12 +67,7 @@ _min_probability = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the results; a run goes on where it left off.",
 )
-@click.option(
-    "--methods",
-    default=_DEFAULT_METHODS,
-    show_default=True,
-    help=f"Names with commas between, of {', '.join(METHODS)}.",
-)
+@methods_option("--methods", "Names with commas between, of {}.", _DEFAULT_METHODS)
 @model_options(
     "State dict of the model; with as many outputs as the data set has classes "
     "for a fine-tuned one."
@@ -122,7 +116,7 @@ def benchmark(
     dataset: str,
     root: Path,
     output: Path,
-    methods: str,
+    methods: tuple[str, ...],
     model: str,
     weights: Path | None,
     size: int | None,
@@ -146,7 +140,6 @@ def benchmark(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    names = names_of([name.strip() for name in methods.split(",")])
     areas = PAPER_AREAS[dataset] if areas is None else areas
     options = Options(layer, areas, seed=seed, steps=steps, probability=probability)
     labels = class_names(dataset)
@@ -159,7 +152,7 @@ def benchmark(
         images,
         loaded.model.to(local_device(device)),
         loaded.preprocess,
-        names,
+        methods,
         model_name=model,
         options=options,
         resize=resize,

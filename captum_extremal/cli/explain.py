@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal._attribution import SearchInterrupted
-from captum_extremal.benchmark import METHODS, Options, compare
 from captum_extremal.cli.options import (
     Areas,
     Option,
@@ -32,6 +31,7 @@ from captum_extremal.cli.options import (
     file_options,
     game_option,
     label_of,
+    methods_option,
     model_options,
     open_picture,
     outputs_of,
@@ -49,7 +49,7 @@ from captum_extremal.cli.options import (
 )
 from captum_extremal.cli.table import Found, View, table
 from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
-from captum_extremal.methods.registry import names_of
+from captum_extremal.methods import Options, compare
 from captum_extremal.models.networks import LoadedModel, load_model
 from captum_extremal.models.probabilities import (
     Rule,
@@ -68,19 +68,6 @@ if TYPE_CHECKING:
 
 DEMO_PICTURES = ("coffee", "camera", "chelsea")
 DEMO_AREAS = (0.05, 0.1, 0.2, 0.4)
-
-
-def _parse_methods(
-    context: click.Context, option: click.Parameter, text: str | None
-) -> tuple[str, ...]:
-    """Turn ``"ig,occlusion"`` into names of methods, each once."""
-    del context, option
-    if text is None:
-        return ()
-    try:
-        return names_of([name.strip() for name in text.split(",")])
-    except ValueError as error:
-        raise click.UsageError(f"--compare: {error}") from None
 
 
 # Name -> the solver, and what its budget is called.
@@ -115,13 +102,10 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             help="Gradients of each mask; of search, perturbed pictures.  "
             "[default: the solver's own]",
         ),
-        click.option(
+        methods_option(
             "--compare",
-            "methods",
-            metavar="NAME,...",
-            callback=_parse_methods,
-            help="Also draw the maps of other methods side by side, each by its own "
-            f"defaults: {', '.join(METHODS)}.",
+            "Also draw the maps of other methods side by side, each by its own "
+            "defaults: {}.",
         ),
         click.option(
             "--layer",

@@ -19,6 +19,7 @@ from captum_extremal._base import checks, files
 from captum_extremal.cli.picture_file import open_picture as open_picture
 from captum_extremal.cli.printing import say as say
 from captum_extremal.cli.printing import shown as shown
+from captum_extremal.methods.registry import METHODS, names_of
 from captum_extremal.models.probabilities import RULES
 from captum_extremal.solvers.rewards import Game
 
@@ -55,6 +56,40 @@ class Areas(click.ParamType):  # type: ignore[type-arg]  # not generic in click 
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return areas if self.channels else tuple(sorted(set(areas)))
+
+
+class _MethodsOption(click.Option):
+    """``{}`` in its help stands for the methods that there are by then."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].format(", ".join(METHODS)))
+
+
+def methods_option(name: str, help_text: str, default: str | None = None) -> Option:
+    """``methods`` under some name: those named, each once."""
+
+    def parse(
+        context: click.Context, option: click.Parameter, text: str | None
+    ) -> tuple[str, ...]:
+        if text is None:
+            return ()
+        try:
+            return names_of([part.strip() for part in text.split(",")])
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, option) from None
+
+    return click.option(
+        name,
+        "methods",
+        cls=_MethodsOption,
+        metavar="NAME,...",
+        default=default,
+        show_default=True,
+        callback=parse,
+        help=help_text,
+    )
 
 
 def together(*options: Option) -> Option:

@@ -69,7 +69,7 @@ SOLVERS_NEVER = {
 }  # fmt: skip
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load, and the one class that torchmetrics is for.
-LAZY = {"matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
+LAZY = {"jinja2", "matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
 EAGER_ALLOWED = {"benchmark", "cli", "metrics.accumulate"}
 
 
@@ -388,6 +388,7 @@ import importlib, sys
 importlib.import_module(sys.argv[1])
 found = {"torchvision", "timm", "skimage", "torchmetrics"} & set(sys.modules)
 found |= {n for n in sys.modules if n.startswith("matplotlib.backends.backend_")}
+found |= {"captum_extremal.benchmark"} & set(sys.modules)
 print(*sorted(found), sep="\\n")
 """
 
@@ -415,6 +416,19 @@ def test_a_heavy_import_is_caught(tmp_path, name):
     (tmp_path / f"{name}.py").touch()  # stands for the real one, which is slow to load
     (tmp_path / "heavy.py").write_text(f"import {name}")
     assert pulled_in("heavy", tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("command", "loads"),
+    [("explain", False), ("channels", False), ("benchmark", True)],
+)
+def test_a_command_loads_what_it_needs(tmp_path, command, loads):
+    (tmp_path / "shell.py").write_text(
+        "from captum_extremal.cli.main import main\n"
+        f"assert main.get_command(None, {command!r}).name == {command!r}"
+    )
+    found = pulled_in("shell", tmp_path)
+    assert (f"{PACKAGE}.benchmark" in found) == loads
 
 
 def test_a_figure_at_import_is_caught(tmp_path):

@@ -112,10 +112,13 @@ def test_a_layer_that_does_not_exist(run, tmp_path, layer, hint):
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("--areas=one", "--areas: must be numbers with commas between, got 'one'"),
-        ("--areas=+2.5", "--areas: area must lie in (0, 1], got 2.5"),
-        ("--areas=0", "--areas: area must be at least 1 channel, got 0"),
-        ("--areas=1.5", "--areas: area must lie in (0, 1], got 1.5"),
+        ("--areas=one", "'--areas': areas must be numbers of channels or, with a poi"),
+        (
+            "--areas=+2.5",
+            "in (0, 1], separated by commas, such as '1, 5, 0.1', got '+2",
+        ),
+        ("--areas=0", "separated by commas, such as '1, 5, 0.1', got '0'"),
+        ("--areas=1.5", "separated by commas, such as '1, 5, 0.1', got '1.5'"),
         ("--areas=9999", "area must be at most the layer's 384 channels, got 9999"),
         ("--channel-dim=7", "channel_dim must lie in [1, 3]"),
         ("--target=9", "target must lie in 0..2, got 9"),

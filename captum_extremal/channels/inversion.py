@@ -649,11 +649,8 @@ class FeatureInversion:
     def _check_inputs(self, inputs: Tensor) -> None:
         checks.check_floating("inputs", inputs)
         colours = len(self.mean)
-        if inputs.dim() != 4 or inputs.shape[1] != colours or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs must be of shape (N, {colours}, H, W), as mean has {colours} "
-                f"values, got {tuple(inputs.shape)}"
-            )
+        fitting = f", as mean has {colours} values"
+        checks.check_shape("inputs", inputs, "N C H W", fitting, filled=True, C=colours)
 
     def _hint_at_features(self, found: Tensor) -> None:
         if self.channel_dim == 1 and not self._hinted_at_features:

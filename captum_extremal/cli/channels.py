@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal._attribution import SearchInterrupted
-from captum_extremal._base import checks
 from captum_extremal._base.features import channel_dim_of
 from captum_extremal._base.layer import Layer
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.cli.options import (
+    Areas,
     check_distinct,
     device_options,
     figure_path,
@@ -54,24 +54,6 @@ _AREAS = "1,0.02,0.05,0.1,0.15,0.2,0.3,0.5"
 _LISTED = 20  # channels in a line of the list
 
 
-def _parse_areas(
-    context: click.Context, option: click.Parameter, value: str
-) -> tuple[float, ...]:
-    """Turn ``"1,5,0.1"`` into ints where there is no point and floats elsewhere."""
-    del context, option
-    parts = [part.strip() for part in value.split(",")]
-    try:
-        numbers = [float(p) if set(p) & set(".eEnN") else int(p) for p in parts]
-    except ValueError:
-        raise click.UsageError(
-            f"--areas: must be numbers with commas between, got {value!r}"
-        ) from None
-    try:
-        return checks.check_channel_areas(numbers)
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}") from None
-
-
 def _parse_dim(
     context: click.Context, option: click.Parameter, value: str
 ) -> int | None:
@@ -96,10 +78,9 @@ def _parse_dim(
 )
 @click.option(
     "--areas",
-    metavar="A,...",
+    type=Areas(channels=True),
     default=_AREAS,
     show_default=True,
-    callback=_parse_areas,
     help="Numbers of channels, or with a point fractions of them: 1 is one channel, "
     "1.0 all.",
 )
@@ -232,13 +213,10 @@ class _Found:
     def lines(self) -> Iterator[str]:
         """The table and the list."""
         result = self.result
-        a_star = float(result.smallest_sufficient_count()[0])
+        a_star = result.curve().smallest_sufficient
         yield _ROW.format("channels", "kept", "removed", "p(kept)", "")
         # Of areas that come to the same count the first, whose mask is as good.
-        places = {
-            count: place for place, count in reversed([*enumerate(result.counts)])
-        }
-        order = [place for _, place in sorted(places.items())]
+        order = [result.counts.index(count) for count in sorted(set(result.counts))]
         for place in order:
             count = result.counts[place]
             yield _ROW.format(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_extremal._attribution import DEFAULT_AREAS
+from captum_extremal._base import files
 from captum_extremal._base.checks import check_areas, check_choice, check_count
 from captum_extremal._base.model import uncompiled
 from captum_extremal.extremal import ExtremalPerturbation
@@ -316,13 +317,8 @@ def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
             assert isinstance(result.masks, Tensor)  # one input tensor
             saliency = masks_to_saliency(result.masks)
             assert isinstance(saliency, Tensor)
-            curve = {
-                "areas": list(result.areas),
-                "scores": result.scores.tolist(),
-                "complement_scores": result.complement_scores.tolist(),
-                "input_score": result.input_score.tolist(),
-                "perturbed_score": result.perturbed_score.tolist(),
-            }
+            curve: dict[str, list[Any]] = {"areas": list(result.areas)}
+            curve |= {name: getattr(result, name).tolist() for name in files.SCORES}
             return Explained(saliency, result.masks, curve)
 
         return explain

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_extremal import presets
-from captum_extremal._base.checks import check_choice
+from captum_extremal._base.checks import check_choice, check_shape
 from captum_extremal.methods.adapters import (
     Explain,
     Method,
@@ -120,11 +120,7 @@ def compare(
     """
     names = names_of([methods] if isinstance(methods, str) else methods)
     check_evaluation(model)
-    if inputs.dim() != 4 or 0 in inputs.shape:
-        raise ValueError(
-            "inputs must have shape (N, C, H, W), none of them 0, got "
-            f"{tuple(inputs.shape)}"
-        )
+    check_shape("inputs", inputs, "N C H W", filled=True)
     targets = _target_for_each(target, inputs)
     explain = {name: explainer(name, model, options) for name in names}
     targets = _in_range(targets, model, inputs)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_extremal._base import files
-from captum_extremal.curve import monotonic, smallest_sufficient
+from captum_extremal.curve import Curve, monotonic, smallest_sufficient
 
 if TYPE_CHECKING:
     from captum_extremal.extremality import Extremality, Method
@@ -82,6 +82,11 @@ class ExtremalResult:
         """
         phi_0 = self.input_score if threshold is None else threshold
         return smallest_sufficient(self.areas, self.scores, phi_0)
+
+    def curve(self, index: int = 0) -> Curve:
+        """The scores of one of the images over its areas, in growing order."""
+        rows = (getattr(self, name)[index] for name in files.SCORES)
+        return Curve.of(self.areas, *rows)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the area below a*, for each image (eq. 8).

@@ -32,6 +32,7 @@ class InputSite:
         ValueError: If a tensor is not of a shape that it must be, or holds NaN.
 
     Example:
+        >>> import torch
         >>> from captum_extremal import FadePerturbation
         >>> x = torch.tensor([[1.0, 2.0, 4.0]])
         >>> site = InputSite((x,), FadePerturbation(), (torch.tensor([0, 1, 1]),))

@@ -379,6 +379,14 @@ def test_a_lazy_import_is_accepted(source):
     assert eager_violations({"visualization": source}) == []
 
 
+def test_the_architecture_page_names_every_room():
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text("utf-8")
+    table = page.partition("## Architecture")[2].partition("The way of the data")[0]
+    rooms = {owner(name) for name in package_sources()} - {"__init__", "__main__"}
+    assert rooms == {room for room in TIER if f"`{room}`" in table}
+    assert rooms | {"__init__", "__main__"} == set(TIER)
+
+
 # --- what an import pulls in ---
 
 # Captum itself imports matplotlib.pyplot, which opens nothing: a backend is loaded with

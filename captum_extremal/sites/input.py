@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from captum_extremal._base import checks
 from captum_extremal.perturbations.apply import Levels
 from captum_extremal.perturbations.levels import (
     BlurPerturbation,
@@ -14,7 +13,7 @@ from captum_extremal.perturbations.levels import (
     levels_apart,
 )
 from captum_extremal.sites.groups import Groups
-from captum_extremal.sites.site import check_unit_range, fractions_of
+from captum_extremal.sites.site import check_masks, fractions_of
 from captum_extremal.solvers.problem import Masks
 
 
@@ -103,26 +102,8 @@ class InputSite:
 
     def read(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Masks in the form of `laid`, as a solver would give them."""
-        if len(masks) != len(self._tensors):
-            raise ValueError(
-                f"masks must be as many as inputs, {len(self._tensors)}, got "
-                f"{len(masks)}"
-            )
-        for which, (mask, tensor) in enumerate(zip(masks, self._tensors, strict=True)):
-            checks.check_floating("masks", mask)
-            num_areas = mask.shape[1] if mask.dim() > 1 else 0
-            legal = (len(tensor), num_areas, *self._shape(which))
-            if num_areas == 0 or tuple(mask.shape) != legal:
-                sizes = ", ".join(map(str, self._shape(which)))
-                raise ValueError(
-                    f"masks must be of shape ({len(tensor)}, A, {sizes}), got "
-                    f"{tuple(mask.shape)}"
-                )
-            if num_areas != masks[0].shape[1]:
-                raise ValueError(
-                    "masks must be of the same number of areas for all inputs"
-                )
-            check_unit_range(mask)
+        shapes = [self._shape(which) for which in range(len(self._tensors))]
+        check_masks(masks, len(self._tensors[0]), shapes, "inputs")
         return masks if self.spread is None else (self.spread.read(masks),)
 
     def _shape(self, which: int) -> tuple[int, ...]:

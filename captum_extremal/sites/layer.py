@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_extremal._base import checks
 from captum_extremal._base.layer import Layer
-from captum_extremal.sites.site import check_unit_range, fractions_of
+from captum_extremal.sites.site import check_masks, fractions_of
 from captum_extremal.solvers.problem import Masks
 
 Baselines = float | Tensor | tuple[float | Tensor, ...]
@@ -121,23 +121,10 @@ class LayerSite:
 
     def read(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Masks in the form of `laid`, as a solver would give them."""
-        if len(masks) != len(self.activations):
-            raise ValueError(
-                f"masks must be as many as the layer's tensors, "
-                f"{len(self.activations)}, got {len(masks)}"
-            )
-        several = [1] if self._positions == "places" else []
-        for mask, level in zip(masks, self.levels, strict=True):
-            checks.check_floating("masks", mask)
-            num_areas = masks[0].shape[1] if masks[0].dim() > 1 else 0
-            shape = (*several, *level.shape[3:])
-            if tuple(mask.shape) != (len(level), num_areas, *shape) or num_areas == 0:
-                raise ValueError(
-                    f"masks must be of shape ({len(level)}, A, "
-                    f"{', '.join(map(str, shape))}), got {tuple(mask.shape)}"
-                )
-            check_unit_range(mask)
-        return masks if several else tuple(mask.unsqueeze(2) for mask in masks)
+        one = [1] if self._positions == "places" else []
+        shapes = [(*one, *level.shape[3:]) for level in self.levels]
+        check_masks(masks, len(self.levels[0]), shapes, "the layer's tensors")
+        return masks if one else tuple(mask.unsqueeze(2) for mask in masks)
 
     def on_activation(self, mean: Tensor, activation: Tensor) -> Tensor:
         """A mask for each image, (N, K) or (N, 1, *places), in the layer's shape."""

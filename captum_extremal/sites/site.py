@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from captum_extremal._base import checks
 from captum_extremal.perturbations.apply import Levels
 from captum_extremal.solvers.problem import Masks, Spread
 
@@ -86,11 +87,39 @@ def fractions_of(
     return tuple(a / sizes[0] if isinstance(a, int) else a for a in areas)
 
 
-def check_unit_range(masks: Tensor) -> None:
-    """Refuse masks that leave [0, 1].
+def check_masks(
+    masks: Sequence[Tensor], count: int, shapes: Sequence[Sequence[int]], owner: str
+) -> None:
+    """Refuse masks that do not fit what they are laid on, or leave [0, 1].
+
+    Args:
+        masks: One for each tensor.
+        count: The number of examples N.
+        shapes: Of a mask of each tensor, after N and A.
+        owner: Whose the tensors are, for messages.
 
     Raises:
-        ValueError: If a value is outside or NaN.
+        TypeError: If a mask is not floating point.
+        ValueError: If one does not fit.
+
+    Example:
+        >>> import torch
+        >>> check_masks([torch.ones(1, 2, 1, 4)], 1, [(1, 5)], "inputs")
+        Traceback (most recent call last):
+        ...
+        ValueError: masks must be of shape (1, A, 1, 5), got (1, 2, 1, 4)
     """
-    if not ((masks >= 0) & (masks <= 1)).all():
-        raise ValueError("masks must lie in [0, 1], got other values")
+    if len(masks) != len(shapes):
+        raise ValueError(
+            f"masks must be as many as {owner}, {len(shapes)}, got {len(masks)}"
+        )
+    for mask, shape in zip(masks, shapes, strict=True):
+        checks.check_floating("masks", mask)
+        checks.check_shape("masks", mask, "N A *S", N=count, S=shape)
+        if mask.shape[1] != masks[0].shape[1]:
+            raise ValueError(
+                "masks must be of the same number of areas for all tensors, got "
+                f"{masks[0].shape[1]} and {mask.shape[1]}"
+            )
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError("masks must lie in [0, 1], got other values")

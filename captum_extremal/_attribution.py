@@ -285,7 +285,35 @@ SiteT = TypeVar("SiteT", bound=Site)
 Result = TypeVar("Result", ExtremalResult, ChannelResult)
 
 
-class MaskAttribution(PerturbationAttribution):
+class OnModel:
+    """A method that runs the caller's model: it leaves it as found and warns once."""
+
+    forward_func: Any
+    _warned_of_training = False
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Always False, as attributions are not scaled by what they are of."""
+        return False
+
+    def attribute_future(self) -> NoReturn:
+        """Not available, as for Captum's other perturbation methods."""
+        raise NotImplementedError(
+            f"attribute_future is not implemented for {type(self).__name__}"
+        )
+
+    @contextmanager
+    def _model_as_found(self, device: torch.device) -> Iterator[Watch]:
+        """Run the model, and put back what forwards change."""
+        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
+        with as_found(self.forward_func, device), torch.inference_mode(False):
+            try:
+                yield watch
+            finally:
+                self._warned_of_training = watch.warned
+
+
+class MaskAttribution(OnModel, PerturbationAttribution):
     """What methods share that look for masks: the model, the solver, the reward.
 
     Args:
@@ -311,18 +339,6 @@ class MaskAttribution(PerturbationAttribution):
         self.reward = simple_reward if reward is None else reward
         checks.check_callable("reward", self.reward)
         checks.check_method("solver", self.solver, "solve")
-        self._warned_of_training = False
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as a mask is not scaled by what it is laid on."""
-        return False
-
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for Captum's other perturbation methods."""
-        raise NotImplementedError(
-            f"attribute_future is not implemented for {type(self).__name__}"
-        )
 
     @property
     def solver(self) -> Solver:
@@ -350,12 +366,7 @@ class MaskAttribution(PerturbationAttribution):
         num_examples, device = len(tensors[0]), tensors[0].device
         check_target(asked.target, num_examples)
         check_differentiable(self.forward_func)
-        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
-        with (
-            as_found(self.forward_func, device),
-            torch.inference_mode(False),
-            lay(watch) as site,
-        ):
+        with self._model_as_found(device) as watch, lay(watch) as site:
             reward = reward_of_rows(
                 self.forward_func,
                 self.reward,
@@ -376,10 +387,7 @@ class MaskAttribution(PerturbationAttribution):
                 asked.perturbations_per_eval,
                 site.spread,
             )
-            try:
-                yield problem, site, watch
-            finally:
-                self._warned_of_training = watch.warned
+            yield problem, site, watch
 
     def _run(
         self,

@@ -16,13 +16,13 @@ the model get a backward that does this (`_rules`), and autograd walks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_extremal._attribution import OnModel
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     Target,
@@ -34,7 +34,6 @@ from captum_extremal._base.captum_door import (
 )
 from captum_extremal._base.layer import Layer, check_module
 from captum_extremal._base.model import (
-    as_found,
     check_differentiable,
     modules_of,
     training_layers,
@@ -47,7 +46,7 @@ from captum_extremal.methods.excitation_rules import (
 )
 
 
-class ExcitationBackprop(LayerAttribution):
+class ExcitationBackprop(OnModel, LayerAttribution):
     r"""Marginal winning probability (MWP) of a layer's neurons, and contrastive MWP.
 
     MWP starts with probability 1 at the target and is a probability distribution over
@@ -122,11 +121,6 @@ class ExcitationBackprop(LayerAttribution):
             )
         super().__init__(forward_func, layer, device_ids)
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as probabilities are not scaled by the activations."""
-        return False
-
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -179,11 +173,7 @@ class ExcitationBackprop(LayerAttribution):
             for arg in as_arguments(additional_forward_args)
         )
         device = tensors[0].device
-        with (
-            as_found(self.forward_func, device),
-            torch.inference_mode(False),
-            uncompiled(),
-        ):
+        with self._model_as_found(device), uncompiled():
             copies = tuple(tensor.detach().clone() for tensor in tensors)
             taps: list[Tensor] = []
             layer = Layer(self.forward_func, self.layer, attribute_to_layer_input)
@@ -203,12 +193,6 @@ class ExcitationBackprop(LayerAttribution):
                 negate_last_weights(outputs)
                 probabilities = probabilities - _walk(chosen, tap)
         return probabilities.contiguous()
-
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for most of Captum's methods."""
-        raise NotImplementedError(
-            "attribute_future is not implemented for ExcitationBackprop"
-        )
 
     def _check_model(self) -> None:
         check_differentiable(self.forward_func)

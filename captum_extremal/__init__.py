@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from captum_extremal import presets
-from captum_extremal._attribution import SearchInterrupted
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.channels.class_channels import ClassChannels
 from captum_extremal.channels.exciting_images import ExcitingImages

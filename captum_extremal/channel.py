@@ -8,7 +8,8 @@ become the positions of a mask, everything else the "colours" of a position:
 
 from __future__ import annotations
 
-from captum_extremal._attribution import Found, LayerMasks
+from captum_extremal.attribution.layer_masks import LayerMasks
+from captum_extremal.attribution.running import Found
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.sites.layer import LayerSite
 

@@ -14,16 +14,11 @@ import torch
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal._attribution import (
-    DEFAULT_AREAS,
-    Asked,
-    MaskAttribution,
-    SearchInterrupted,
-    rewards_of,
-)
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
 from captum_extremal._base.model import Watch
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.running import SearchInterrupted, rewards_of
 from captum_extremal.perturbations import PERTURBATIONS, Perturbation
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.input import InputSite

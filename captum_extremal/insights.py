@@ -11,8 +11,8 @@ from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal._attribution import DEFAULT_AREAS
 from captum_extremal._base.checks import check_count, read_areas
+from captum_extremal.attribution.masks import DEFAULT_AREAS
 from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.solvers import LevelSetSolver

@@ -8,7 +8,8 @@ attribution of the shape of the activation (`attribute`).
 
 from __future__ import annotations
 
-from captum_extremal._attribution import Found, LayerMasks
+from captum_extremal.attribution.layer_masks import LayerMasks
+from captum_extremal.attribution.running import Found
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.layer import LayerSite
 

@@ -11,9 +11,9 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._attribution import SearchInterrupted
 from captum_extremal._base.features import channel_dim_of
 from captum_extremal._base.layer import Layer
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.cli.options import (
     Areas,

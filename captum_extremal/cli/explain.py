@@ -21,7 +21,8 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._attribution import DEFAULT_AREAS, SearchInterrupted
+from captum_extremal.attribution.masks import DEFAULT_AREAS
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.cli.options import (
     Areas,
     Named,

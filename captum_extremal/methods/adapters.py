@@ -20,10 +20,10 @@ from captum.attr import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_extremal._attribution import DEFAULT_AREAS
 from captum_extremal._base import files
 from captum_extremal._base.checks import check_areas, check_choice, check_count
 from captum_extremal._base.model import uncompiled
+from captum_extremal.attribution.masks import DEFAULT_AREAS
 from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.methods.excitation import ExcitationBackprop
 from captum_extremal.methods.meaningful import MeaningfulPerturbation

@@ -22,7 +22,6 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_extremal._attribution import OnModel
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     Target,
@@ -39,6 +38,7 @@ from captum_extremal._base.model import (
     training_layers,
     uncompiled,
 )
+from captum_extremal.attribution.on_model import OnModel
 from captum_extremal.methods.excitation_rules import (
     ExcitationMode,
     check_path,

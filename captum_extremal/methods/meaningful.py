@@ -26,7 +26,6 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._attribution import OnModel, watched
 from captum_extremal._base import checks
 from captum_extremal._base.axes import scaled, scales
 from captum_extremal._base.captum_door import (
@@ -38,6 +37,7 @@ from captum_extremal._base.captum_door import (
     score_of_rows,
 )
 from captum_extremal._base.model import check_differentiable
+from captum_extremal.attribution.on_model import OnModel, watched
 from captum_extremal.masks.lattice import LINEAR
 from captum_extremal.perturbations.apply import apply_mask
 from captum_extremal.perturbations.blur import gaussian_blur

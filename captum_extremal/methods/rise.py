@@ -21,7 +21,6 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._attribution import OnModel, watched
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     ProgressBar,
@@ -31,6 +30,7 @@ from captum_extremal._base.captum_door import (
     progress_bar,
     score_of_rows,
 )
+from captum_extremal.attribution.on_model import OnModel, watched
 from captum_extremal.masks.lattice import LINEAR
 from captum_extremal.metrics._maps import room_for
 from captum_extremal.perturbations.apply import apply_mask

@@ -1,21 +1,15 @@
-"""`attribute`, `optimize` and `evaluate`, once for all attribution methods.
-
-A method lays masks on a `Site`: with the model and the target it becomes a `Problem`,
-from which to masks and scores the way is the same, whatever the masks are laid on.
-`MaskAttribution` is what all methods share, `LayerMasks` what those of a layer do.
-"""
+"""`LayerMasks`: masks over what a layer gives, of its channels or of its places."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
-from captum.attr import LayerAttribution, PerturbationAttribution
+from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
@@ -23,19 +17,20 @@ from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     Target,
     as_tuple,
-    check_target,
     forward_of_rows,
-    one_score_each,
-    progress_bar,
 )
-from captum_extremal._base.causes import Score, batches_explained, may_be_of_the_batch
+from captum_extremal._base.causes import batches_explained
 from captum_extremal._base.features import hint_at_features
 from captum_extremal._base.layer import Layer, check_module
 from captum_extremal._base.model import (
     Watch,
-    as_found,
-    check_differentiable,
     uncompiled,
+)
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.running import (
+    Found,
+    SearchInterrupted,
+    rewards_of,
 )
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.results.extremal import ExtremalResult
@@ -45,394 +40,13 @@ from captum_extremal.sites.layer import (
     Positions,
     check_activations,
 )
-from captum_extremal.sites.site import Site
 from captum_extremal.solvers import (
-    LevelSetSolver,
     Problem,
-    Solution,
     Solver,
-    SwapSolver,
 )
-from captum_extremal.solvers.problem import Ended
-from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
+from captum_extremal.solvers.rewards import Game, Reward
 
-DEFAULT_AREAS = (0.05, 0.1, 0.2)
-
-
-class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C ended a search: a KeyboardInterrupt that keeps what was found.
-
-    It stops a loop or a script as any other. Whoever catches it, or looks at
-    ``sys.last_value`` in a notebook, has the masks; a second Ctrl-C does not wait.
-
-    Args:
-        result: The best masks found until then, at exactly the asked areas: what
-            ``optimize`` would have returned.
-
-    Example:
-        >>> try:
-        ...     raise SearchInterrupted(None)  # what optimize does at Ctrl-C
-        ... except KeyboardInterrupt as interrupt:
-        ...     print(interrupt.result)
-        None
-    """
-
-    def __init__(self, result: Any) -> None:  # noqa: ANN401
-        super().__init__("the search was interrupted; its masks are in .result")
-        self.result = result
-
-
-def reward_of_rows(
-    forward_func: Callable[..., Tensor],
-    reward: Reward,
-    target: Target,
-    additional_forward_args: object,
-    num_examples: int,
-    device: torch.device,
-) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """Perturbed inputs and the image of each -> the reward of the output."""
-    forward = forward_of_rows(
-        forward_func, target, additional_forward_args, num_examples, device
-    )
-
-    def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        outputs, chosen = forward(inputs, images)
-        return one_score_each(reward(outputs, chosen), len(images))
-
-    return score
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Masks of N images and A areas, and their scores.
-
-    Attributes:
-        masks: For each tensor of the input (N, A, 1, *S).
-        scores: Of what the masks keep, of what they leave out, of the untouched and of
-            the fully perturbed inputs: (N, A), (N, A), (N,), (N,).
-        history: Named series of the search, each (N, A, T).
-        ended: What ended the search.
-        areas: The areas, as asked for.
-        settings: What the run was asked to do; JSON-serialisable.
-    """
-
-    masks: tuple[Tensor, ...]
-    scores: dict[str, Tensor]
-    history: dict[str, Tensor]
-    ended: Ended
-    areas: tuple[int | float, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def run(
-    problem: Problem,
-    solver: Solver,
-    seed: int,
-    show_progress: bool,
-    name: str,
-    watch: Watch,
-) -> Found:
-    """Search for the masks of a problem and judge them."""
-    input_score, perturbed_score = _ends(problem, watch)
-    bar = progress_bar(show_progress, name, getattr(solver, "total_steps", None))
-    try:
-        solution = solver.solve(problem, seed, bar.update)
-    finally:
-        bar.close()
-    scores, complement_scores = _judge(problem, solution)
-    shape = (problem.num_images, len(problem.areas))
-    return Found(
-        tuple(mask.unflatten(0, shape) for mask in solution.masks),
-        {
-            "scores": scores.unflatten(0, shape),
-            "complement_scores": complement_scores.unflatten(0, shape),
-            "input_score": input_score,
-            "perturbed_score": perturbed_score,
-        },
-        {
-            name: series.T.unflatten(0, shape)
-            for name, series in solution.history.items()
-        },
-        solution.ended,
-    )
-
-
-def rewards_of(problem: Problem, masks: tuple[Tensor, ...], watch: Watch) -> Tensor:
-    """What masks of any origin, each tensor (N, A, 1, *S), are worth: (N, A)."""
-    flat = tuple(
-        mask.detach()
-        .to(problem.device, torch.promote_types(mask.dtype, torch.float32))
-        .flatten(0, 1)
-        for mask in masks
-    )
-    cells = torch.arange(problem.num_cells, device=problem.device)
-    with watch.forwards():
-        rewards = problem.rewards(flat, cells)
-    watch.warn(rewards[:1], lambda: problem.rewards(flat, cells)[:1])
-    if not rewards.isfinite().all():
-        raise RuntimeError("forward_func must give finite scores, got NaN or inf")
-    return rewards.reshape(problem.num_images, len(problem.areas))
-
-
-def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What a run was asked to do, in a form that JSON can hold."""
-    about = {"method": name, "version": version("captum_extremal")}
-    return about | {
-        key: value
-        if isinstance(value, (int, str))
-        else getattr(value, "__name__", repr(value))
-        for key, value in settings.items()
-    }
-
-
-def _ends(problem: Problem, watch: Watch) -> tuple[Tensor, Tensor]:
-    """Scores (N,) of the untouched and of the fully perturbed inputs, both finite.
-
-    The first input stands among the perturbed ones once more, for its score must be
-    the same in every company.
-    """
-    images = torch.arange(problem.num_images, device=problem.device)
-    kept = torch.ones(len(images), dtype=torch.float32, device=problem.device)
-    with watch.forwards():
-        untouched = _scores_under(problem, kept, images)
-        _check_finite(untouched, "untouched")
-        together, perturbed = None, None
-        if problem.perturbations_per_eval > 1:
-            company = torch.cat([kept[:1], 0 * kept])
-            try:
-                together = _scores_under(
-                    problem, company, torch.cat([images[:1], images])
-                )
-                perturbed = together[1:]
-            except Exception as error:
-                # A model may take no other number of rows.
-                if not may_be_of_the_batch(error):
-                    raise
-        if perturbed is None:
-            perturbed = _scores_under(problem, 0 * kept, images)
-    _check_finite(perturbed, "fully perturbed")
-    watch.warn(
-        untouched[:1], lambda: _scores_under(problem, kept[:1], images[:1]), together
-    )
-    return untouched, perturbed
-
-
-def watched(
-    watch: Watch, score: Score, levels: Sequence[Tensor], perturbations_per_eval: int
-) -> Score:
-    """The same score, which gives cause for a warning where there is any.
-
-    For methods that do not score the untouched inputs: their first forward is looked
-    at. Of a function that calls a model nothing is known, so that its first input is
-    scored for this purpose, alone and beside its perturbed form.
-    """
-    if watch.warned or not watch.blind:
-        return watch.first_call(score)
-    kept = tuple(level[:1, -1] for level in levels)
-    images = torch.zeros(1, dtype=torch.long, device=levels[0].device)
-    first = together = None
-    with torch.no_grad(), watch.forwards():
-        try:
-            first = score(kept, images)
-            if perturbations_per_eval > 1:
-                both = tuple(level[0, [-1, 0]] for level in levels)
-                together = score(both, images.repeat(2))
-        except Exception:  # the model's own, of any kind
-            # It may take no such number of rows, and what else is wrong shows in the
-            # run itself: to look for a warning must not fail it.
-            if first is None:
-                return score
-    with torch.no_grad():
-        watch.warn(first, lambda: score(kept, images), together)
-    return score
-
-
-def _scores_under(problem: Problem, values: Tensor, images: Tensor) -> Tensor:
-    """Scores (M,) of images under masks that are constant."""
-    masks = tuple(
-        values.reshape(-1, *[1] * (len(size) + 1)).expand(-1, 1, *size)
-        for size in problem.sizes
-    )
-    return problem.scores(masks, images)
-
-
-def _check_finite(scores: Tensor, name: str) -> None:
-    if not scores.isfinite().all():
-        raise ValueError(
-            f"forward_func must give finite scores, got {scores.tolist()} for the "
-            f"{name} inputs"
-        )
-
-
-def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
-    """Scores (K,) of what the delivered masks keep and of what they leave out."""
-    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
-    scores = (
-        problem.scores(solution.masks, images),
-        problem.scores(solution.masks, images, complement=True),
-    )
-    if not all(score.isfinite().all() for score in scores):
-        raise RuntimeError(
-            "forward_func must give finite scores, got NaN or infinity for the masks "
-            "that were found or their complements"
-        )
-    return scores
-
-
-# --- the methods ---
-
-SiteT = TypeVar("SiteT", bound=Site)
 Result = TypeVar("Result", ExtremalResult, ChannelResult)
-
-
-class OnModel:
-    """A method that runs the caller's model: it leaves it as found and warns once."""
-
-    forward_func: Any
-    _warned_of_training = False
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as attributions are not scaled by what they are of."""
-        return False
-
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for Captum's other perturbation methods."""
-        raise NotImplementedError(
-            f"attribute_future is not implemented for {type(self).__name__}"
-        )
-
-    @contextmanager
-    def _model_as_found(self, device: torch.device) -> Iterator[Watch]:
-        """Run the model, and put back what forwards change."""
-        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
-        with as_found(self.forward_func, device), torch.inference_mode(False):
-            try:
-                yield watch
-            finally:
-                self._warned_of_training = watch.warned
-
-
-class MaskAttribution(OnModel, PerturbationAttribution):
-    """What methods share that look for masks: the model, the solver, the reward.
-
-    Args:
-        forward_func: The model, or any function of its inputs.
-        solver: How masks are searched; None for the default of what they are laid on.
-        reward: What is to be maximised; None for the target's score.
-
-    Raises:
-        TypeError: If an argument is of a kind that cannot work.
-    """
-
-    is_free: ClassVar[bool] = False  # whether positions usually are no neighbours
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Tensor],
-        solver: Solver | None,
-        reward: Reward | None,
-    ) -> None:
-        checks.check_callable("forward_func", forward_func)
-        PerturbationAttribution.__init__(self, forward_func)
-        self._solver = solver
-        self.reward = simple_reward if reward is None else reward
-        checks.check_callable("reward", self.reward)
-        checks.check_method("solver", self.solver, "solve")
-
-    @property
-    def solver(self) -> Solver:
-        """How masks are searched."""
-        return self._solver_for(self.is_free)
-
-    @solver.setter
-    def solver(self, solver: Solver) -> None:
-        self._solver = solver
-
-    def _solver_for(self, is_free: bool) -> Solver:
-        """The caller's; else smooth masks, or free ones where nothing neighbours."""
-        default = SwapSolver() if is_free else LevelSetSolver()
-        return default if self._solver is None else self._solver
-
-    @contextmanager
-    def _problem(
-        self,
-        tensors: tuple[Tensor, ...],
-        asked: Asked,
-        areas: Sequence[int | float],
-        lay: Callable[[Watch], AbstractContextManager[SiteT]],
-    ) -> Iterator[tuple[Problem, SiteT, Watch]]:
-        """What is asked as a problem, while the model is left as found."""
-        num_examples, device = len(tensors[0]), tensors[0].device
-        check_target(asked.target, num_examples)
-        check_differentiable(self.forward_func)
-        with self._model_as_found(device) as watch, lay(watch) as site:
-            reward = reward_of_rows(
-                self.forward_func,
-                self.reward,
-                asked.target,
-                asked.additional_forward_args,
-                num_examples,
-                device,
-            )
-
-            def score(perturbed: tuple[Tensor, ...], images: Tensor) -> Tensor:
-                return reward(site.inputs(perturbed, images), images)
-
-            problem = Problem(
-                score,
-                site.levels,
-                site.fractions(areas),
-                asked.game,
-                asked.perturbations_per_eval,
-                site.spread,
-            )
-            yield problem, site, watch
-
-    def _run(
-        self,
-        problem: Problem,
-        site: Site,
-        watch: Watch,
-        seed: int,
-        show_progress: bool,
-        **about: Any,  # noqa: ANN401
-    ) -> Found:
-        """The masks of a problem in the form that a result holds, judged."""
-        solver = self._solver_for(site.is_free)
-        found = run(problem, solver, seed, show_progress, self.get_name(), watch)
-        settings = settings_of(
-            self.get_name(),
-            **about,
-            game=problem.game,
-            seed=seed,
-            solver=solver,
-            reward=self.reward,
-            ended=found.ended,
-        )
-        return replace(found, masks=site.laid(found.masks), settings=settings)
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What is asked of a model, whatever the masks are laid on.
-
-    Raises:
-        ValueError: If the game is unknown or there is not one input an evaluation.
-        TypeError: If a count is none.
-    """
-
-    target: Target
-    additional_forward_args: object
-    game: Game
-    perturbations_per_eval: int
-
-    def __post_init__(self) -> None:
-        checks.check_choice("game", self.game, tuple(GAMES))
-        batch = checks.check_count(
-            "perturbations_per_eval", self.perturbations_per_eval
-        )
-        object.__setattr__(self, "perturbations_per_eval", batch)
 
 
 class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):

@@ -1,0 +1,223 @@
+"""A problem and a solver -> masks, scores and how they were found.
+
+The methods turn their arguments into a `Problem`; from there the way is the same,
+whatever the masks are laid on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_extremal._base.captum_door import (
+    Target,
+    forward_of_rows,
+    one_score_each,
+    progress_bar,
+)
+from captum_extremal._base.causes import may_be_of_the_batch
+from captum_extremal._base.model import (
+    Watch,
+)
+from captum_extremal.solvers import (
+    Problem,
+    Solution,
+    Solver,
+)
+from captum_extremal.solvers.problem import Ended
+from captum_extremal.solvers.rewards import Reward
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a search: a KeyboardInterrupt that keeps what was found.
+
+    It stops a loop or a script as any other. Whoever catches it, or looks at
+    ``sys.last_value`` in a notebook, has the masks; a second Ctrl-C does not wait.
+
+    Args:
+        result: The best masks found until then, at exactly the asked areas: what
+            ``optimize`` would have returned.
+
+    Example:
+        >>> try:
+        ...     raise SearchInterrupted(None)  # what optimize does at Ctrl-C
+        ... except KeyboardInterrupt as interrupt:
+        ...     print(interrupt.result)
+        None
+    """
+
+    def __init__(self, result: Any) -> None:  # noqa: ANN401
+        super().__init__("the search was interrupted; its masks are in .result")
+        self.result = result
+
+
+def reward_of_rows(
+    forward_func: Callable[..., Tensor],
+    reward: Reward,
+    target: Target,
+    additional_forward_args: object,
+    num_examples: int,
+    device: torch.device,
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """Perturbed inputs and the image of each -> the reward of the output."""
+    forward = forward_of_rows(
+        forward_func, target, additional_forward_args, num_examples, device
+    )
+
+    def score(inputs: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        outputs, chosen = forward(inputs, images)
+        return one_score_each(reward(outputs, chosen), len(images))
+
+    return score
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Masks of N images and A areas, and their scores.
+
+    Attributes:
+        masks: For each tensor of the input (N, A, 1, *S).
+        scores: Of what the masks keep, of what they leave out, of the untouched and of
+            the fully perturbed inputs: (N, A), (N, A), (N,), (N,).
+        history: Named series of the search, each (N, A, T).
+        ended: What ended the search.
+        areas: The areas, as asked for.
+        settings: What the run was asked to do; JSON-serialisable.
+    """
+
+    masks: tuple[Tensor, ...]
+    scores: dict[str, Tensor]
+    history: dict[str, Tensor]
+    ended: Ended
+    areas: tuple[int | float, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    problem: Problem,
+    solver: Solver,
+    seed: int,
+    show_progress: bool,
+    name: str,
+    watch: Watch,
+) -> Found:
+    """Search for the masks of a problem and judge them."""
+    input_score, perturbed_score = _ends(problem, watch)
+    bar = progress_bar(show_progress, name, getattr(solver, "total_steps", None))
+    try:
+        solution = solver.solve(problem, seed, bar.update)
+    finally:
+        bar.close()
+    scores, complement_scores = _judge(problem, solution)
+    shape = (problem.num_images, len(problem.areas))
+    return Found(
+        tuple(mask.unflatten(0, shape) for mask in solution.masks),
+        {
+            "scores": scores.unflatten(0, shape),
+            "complement_scores": complement_scores.unflatten(0, shape),
+            "input_score": input_score,
+            "perturbed_score": perturbed_score,
+        },
+        {
+            name: series.T.unflatten(0, shape)
+            for name, series in solution.history.items()
+        },
+        solution.ended,
+    )
+
+
+def rewards_of(problem: Problem, masks: tuple[Tensor, ...], watch: Watch) -> Tensor:
+    """What masks of any origin, each tensor (N, A, 1, *S), are worth: (N, A)."""
+    flat = tuple(
+        mask.detach()
+        .to(problem.device, torch.promote_types(mask.dtype, torch.float32))
+        .flatten(0, 1)
+        for mask in masks
+    )
+    cells = torch.arange(problem.num_cells, device=problem.device)
+    with watch.forwards():
+        rewards = problem.rewards(flat, cells)
+    watch.warn(rewards[:1], lambda: problem.rewards(flat, cells)[:1])
+    if not rewards.isfinite().all():
+        raise RuntimeError("forward_func must give finite scores, got NaN or inf")
+    return rewards.reshape(problem.num_images, len(problem.areas))
+
+
+def settings_of(name: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What a run was asked to do, in a form that JSON can hold."""
+    about = {"method": name, "version": version("captum_extremal")}
+    return about | {
+        key: value
+        if isinstance(value, (int, str))
+        else getattr(value, "__name__", repr(value))
+        for key, value in settings.items()
+    }
+
+
+def _ends(problem: Problem, watch: Watch) -> tuple[Tensor, Tensor]:
+    """Scores (N,) of the untouched and of the fully perturbed inputs, both finite.
+
+    The first input stands among the perturbed ones once more, for its score must be
+    the same in every company.
+    """
+    images = torch.arange(problem.num_images, device=problem.device)
+    kept = torch.ones(len(images), dtype=torch.float32, device=problem.device)
+    with watch.forwards():
+        untouched = _scores_under(problem, kept, images)
+        _check_finite(untouched, "untouched")
+        together, perturbed = None, None
+        if problem.perturbations_per_eval > 1:
+            company = torch.cat([kept[:1], 0 * kept])
+            try:
+                together = _scores_under(
+                    problem, company, torch.cat([images[:1], images])
+                )
+                perturbed = together[1:]
+            except Exception as error:
+                # A model may take no other number of rows.
+                if not may_be_of_the_batch(error):
+                    raise
+        if perturbed is None:
+            perturbed = _scores_under(problem, 0 * kept, images)
+    _check_finite(perturbed, "fully perturbed")
+    watch.warn(
+        untouched[:1], lambda: _scores_under(problem, kept[:1], images[:1]), together
+    )
+    return untouched, perturbed
+
+
+def _scores_under(problem: Problem, values: Tensor, images: Tensor) -> Tensor:
+    """Scores (M,) of images under masks that are constant."""
+    masks = tuple(
+        values.reshape(-1, *[1] * (len(size) + 1)).expand(-1, 1, *size)
+        for size in problem.sizes
+    )
+    return problem.scores(masks, images)
+
+
+def _check_finite(scores: Tensor, name: str) -> None:
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"forward_func must give finite scores, got {scores.tolist()} for the "
+            f"{name} inputs"
+        )
+
+
+def _judge(problem: Problem, solution: Solution) -> tuple[Tensor, Tensor]:
+    """Scores (K,) of what the delivered masks keep and of what they leave out."""
+    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
+    scores = (
+        problem.scores(solution.masks, images),
+        problem.scores(solution.masks, images, complement=True),
+    )
+    if not all(score.isfinite().all() for score in scores):
+        raise RuntimeError(
+            "forward_func must give finite scores, got NaN or infinity for the masks "
+            "that were found or their complements"
+        )
+    return scores

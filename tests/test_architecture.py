@@ -34,11 +34,8 @@ TIERS = (
     {"solvers"},
     {"results", "sites"},
     {"visualization", "metrics", "models"},
-    {"page"},
-    {"report"},
-    {"attribution", "channels", "extremality"},
-    {"presets"},
-    {"extremal", "channel", "layer"},
+    {"page", "attribution"},
+    {"extremal", "channel", "layer", "channels", "extremality", "presets", "report"},
     {"methods", "insights"},
     {"peers", "benchmark"},
     {"cli"},
@@ -384,6 +381,8 @@ def test_the_architecture_page_names_every_room():
     table = page.partition("## Architecture")[2].partition("The way of the data")[0]
     rooms = {owner(name) for name in package_sources()} - {"__init__", "__main__"}
     assert rooms == {room for room in TIER if f"`{room}`" in table}
+    picture = [set(line.split()) for line in table.splitlines() if line[:4] == "    "]
+    assert picture == [tier & rooms for tier in reversed(TIERS) if tier & rooms]
     assert rooms | {"__init__", "__main__"} == set(TIER)
 
 

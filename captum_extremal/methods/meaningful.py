@@ -187,12 +187,16 @@ class MeaningfulPerturbation(PerturbationAttribution):
             mask_sigma, jitter, seed,
         )  # fmt: skip
         device = tensors[0].device
-        score = score_of_rows(
-            self.forward_func, len(tensors[0]), target, additional_forward_args, device
-        )
         check_differentiable(self.forward_func)
         watch = Watch(self.forward_func, device, warned=self._warned_of_training)
         with as_found(self.forward_func, device), torch.inference_mode(False):
+            score = score_of_rows(
+                self.forward_func,
+                len(tensors[0]),
+                target,
+                additional_forward_args,
+                device,
+            )
             with torch.no_grad():
                 levels = [levels_of(self.perturbation, x.detach()) for x in tensors]
             score = watched(watch, score, levels, perturbations_per_eval)

@@ -65,6 +65,11 @@ def assert_one_by_one(case, found, model, inputs, labels, **options):
         assert_same(found[index : index + 1], alone)
 
 
+def doors(case):
+    """The methods that run a search."""
+    return [name for name in ("attribute", "optimize") if hasattr(case.method, name)]
+
+
 def parts(case, found):
     """The part that the attribution of each example points at."""
     return [int(case.parts(one).argmax()) for one in found]
@@ -255,7 +260,7 @@ def test_frozen_parameters_do_not_hinder_and_stay_frozen(case):
 def test_a_training_model_warns_once_a_method_and_counts_nothing(case):
     model, inputs = ConvNet(3).train(), varied((2, 3, 12, 12))
     before = traces(model)
-    for door in ("attribute", "optimize")[: 1 + hasattr(case.method, "optimize")]:
+    for door in doors(case):
         method = case.make(model)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -625,13 +630,6 @@ def test_perturbations_per_eval_bounds_the_forward_and_changes_nothing(case, gam
     assert max(sizes) == case.rows * (2 if game == "hybrid" else 1)
 
 
-@that_take("perturbations_per_eval")
-@pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (2.5, TypeError)])
-def test_a_bad_perturbations_per_eval_is_an_error(case, bad, error):
-    with pytest.raises(error, match="perturbations_per_eval must be"):
-        case.attribute(case.model(), case.inputs(), perturbations_per_eval=bad)
-
-
 @each
 def test_nothing_is_printed_unless_progress_is_asked_for(case, capsys):
     quiet = case.attribute(case.model(), case.inputs())
@@ -643,6 +641,42 @@ def test_nothing_is_printed_unless_progress_is_asked_for(case, capsys):
         assert case.name in err
         assert case.bar in err
         assert_same(found, quiet)
+
+
+# --- options that all understand alike ---
+
+NO_AREAS = [0.0, -0.1, 1.5, float("nan"), float("inf")]
+BAD_OPTIONS = [
+    *[("areas", a, rf"area must lie in \(0, 1\], got {a}$") for a in NO_AREAS],
+    ("areas", (0.1, 1.5), r"area must lie in \(0, 1\], got 1.5$"),
+    ("areas", 0, r"area must (lie in \(0, 1\]|be at least 1 channel), got 0$"),
+    *[("areas", a, "areas must hold at least one") for a in ((), [], torch.zeros(0))],
+    *[("areas", a, "area must be a number, got") for a in ("0.1", None, True)],
+    *[("areas", a, "area must be a number, got") for a in (("0.1",), [[0.1]])],
+    *[("game", g, "game must be '.*' or '") for g in ("chess", "", None, ["hybrid"])],
+    *[("seed", s, "seed must be an int, got") for s in (1.5, "one", None)],
+    ("seed", -1, "seed must be at least 0, got -1$"),
+    ("perturbations_per_eval", 0, "perturbations_per_eval must be at least 1, got 0$"),
+    ("perturbations_per_eval", 2.5, "perturbations_per_eval must be an int, got 2.5"),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "value", "text"),
+    [(case, *bad) for case in CASES for bad in BAD_OPTIONS if case.takes(bad[0])],
+    ids=str,
+)
+def test_a_bad_option_is_named_before_any_work(case, name, value, text):
+    model = NoModel()
+    method, inputs = case.make(model), case.inputs()
+    before, kept = traces(model, inputs), dict(vars(method))
+    error = TypeError if "a number" in text or "an int" in text else ValueError
+    for door in doors(case):
+        with pytest.raises(error, match=f"^{text}"):
+            getattr(method, door)(inputs, 0, **case.options | {name: value})
+    assert model.calls == 0
+    assert traces(model, inputs) == before
+    assert vars(method) == kept
 
 
 # --- gradient modes ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from importlib.metadata import version
 
 import numpy as np
@@ -452,24 +451,6 @@ def test_no_inputs():
         method_of(Blocks()).attribute(None, 0)
 
 
-@pytest.mark.parametrize("area", [0, 0.0, -0.1, 1.5, float("nan"), float("inf")])
-def test_an_area_outside_the_interval(area):
-    text = rf"^area must lie in \(0, 1\], got {re.escape(str(area))}$"
-    fails(ValueError, text, Blocks(), constant(), areas=area)
-    fails(ValueError, text, Blocks(), constant(), areas=(0.1, area))
-
-
-@pytest.mark.parametrize("areas", [(), [], torch.zeros(0)], ids=["()", "[]", "T"])
-def test_no_areas(areas):
-    text = "^areas must hold at least one area, got none$"
-    fails(ValueError, text, Blocks(), constant(), areas=areas)
-
-
-@pytest.mark.parametrize("areas", ["0.1", None, True, ("0.1",), [[0.1]]], ids=repr)
-def test_areas_that_are_no_numbers(areas):
-    fails(TypeError, "^area must be a number, got", Blocks(), constant(), areas=areas)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("perturbation", ["fade", "blur"])
 def test_inputs_that_are_not_finite(bad, perturbation):
@@ -619,17 +600,6 @@ def test_a_model_that_sees_one_of_two_inputs_gets_a_mask_for_each():
     first, second = optimize(model, inputs, 3, (0.1,)).masks
     assert share_inside(first[0, 0, 0], 3) == 1
     assert pixels_kept(second).tolist() == [[13]]
-
-
-@pytest.mark.parametrize("game", ["chess", "", None, ["hybrid"]])
-def test_an_unknown_game(game):
-    text = "^game must be 'preservation' or 'deletion' or 'hybrid', got"
-    fails(ValueError, text, Blocks(), constant(), game=game)
-
-
-@pytest.mark.parametrize("seed", [1.5, "one", None])
-def test_a_seed_that_is_no_int(seed):
-    fails(TypeError, "^seed must be", Blocks(), constant(), seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -440,10 +440,11 @@ def test_tuples_with_arguments_and_chunks(case):
 
 # --- targets ---
 
+TUPLES = "list of tuples"
 FORMS = {
     "list of int": CLASSES,
     "tensor": torch.tensor(CLASSES),
-    "list of tuples": [(label,) for label in CLASSES],
+    TUPLES: [(label,) for label in CLASSES],
 }
 SINGLE_FORMS = {
     "0-d tensor": torch.tensor(2),
@@ -456,10 +457,12 @@ SINGLE_FORMS = {
 
 
 @each
-@pytest.mark.parametrize("chunk", [1, 4, 16])
-@pytest.mark.parametrize("target", FORMS.values(), ids=FORMS.keys())
-def test_each_example_has_its_own_target_in_every_chunk(case, target, chunk):
-    given, inputs = copy.deepcopy(target), case.varied(3)
+@pytest.mark.parametrize(
+    ("form", "chunk"), [*[(form, 16) for form in FORMS], *[(TUPLES, n) for n in (1, 4)]]
+)
+def test_each_example_has_its_own_target_in_every_chunk(case, form, chunk):
+    target, inputs = FORMS[form], case.varied(3)
+    given = copy.deepcopy(target)
     chunk = {"perturbations_per_eval": chunk if case.rows else None}
     found = case.attribute(case.model(), inputs, given, **chunk)
     assert parts(case, found) == CLASSES
@@ -621,7 +624,7 @@ def test_perturbations_per_eval_bounds_the_forward_and_changes_nothing(case, gam
         options = {"game": game, "perturbations_per_eval": bound}
         method = case.make(counting)
         assert_same(case.call(method, inputs, CLASSES, **options), expected)
-        if hasattr(method, "optimize"):
+        if hasattr(method, "optimize") and bound in (1, 5, 1000):
             result = method.optimize(inputs, CLASSES, **case.options | options)
             scores.append(result.scores)
             assert_same(scores[0], scores[-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from captum_extremal import presets
-from captum_extremal._attribution import SearchInterrupted
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.channels.class_channels import ClassChannels
 from captum_extremal.channels.exciting_images import ExcitingImages
@@ -21,6 +21,7 @@ from captum_extremal.channels.inversion import (
 )
 from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.extremality import Extremality
+from captum_extremal.layer import LayerExtremalPerturbation
 from captum_extremal.masks.max_convolution import MaskGenerator, smooth_max
 from captum_extremal.perturbations.apply import apply_mask
 from captum_extremal.perturbations.blur import gaussian_blur
@@ -37,9 +38,12 @@ from captum_extremal.solvers import (
     GradientSolver,
     LevelSetSolver,
     Problem,
+    Run,
     SearchSolver,
     Solution,
     Solver,
+    StepwiseSolver,
+    SwapSolver,
 )
 from captum_extremal.solvers.area_loss import (
     AreaLoss,
@@ -68,14 +72,18 @@ __all__ = [
     "GradientSolver",
     "ImagePrior",
     "Inversion",
+    "LayerExtremalPerturbation",
     "LevelSetSolver",
     "MaskGenerator",
     "Perturbation",
     "Problem",
+    "Run",
     "SearchInterrupted",
     "SearchSolver",
     "Solution",
     "Solver",
+    "StepwiseSolver",
+    "SwapSolver",
     "apply_mask",
     "area_loss",
     "area_reference",

@@ -7,48 +7,28 @@ of the shape of the inputs (`attribute`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal._attribution import (
-    SearchInterrupted,
-    reward_of_rows,
-    rewards_of,
-    run,
-    settings_of,
-)
 from captum_extremal._base import checks
-from captum_extremal._base.captum_door import (
-    Target,
-    as_tuple,
-    check_target,
-    like_inputs,
-)
-from captum_extremal._base.model import Watch, as_found, check_differentiable
-from captum_extremal.perturbations.levels import (
-    BlurPerturbation,
-    FadePerturbation,
-    Perturbation,
-    levels_apart,
-)
+from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
+from captum_extremal._base.model import Watch
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.running import SearchInterrupted, rewards_of
+from captum_extremal.perturbations import PERTURBATIONS, Perturbation
 from captum_extremal.results.extremal import ExtremalResult
-from captum_extremal.solvers import LevelSetSolver, Problem, Solver
-from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
+from captum_extremal.sites.input import InputSite
+from captum_extremal.solvers import Problem, Solver
+from captum_extremal.solvers.rewards import Game, Reward
 
-PERTURBATIONS: dict[str, type[BlurPerturbation] | type[FadePerturbation]] = {
-    "blur": BlurPerturbation,
-    "fade": FadePerturbation,
-}
-DEFAULT_AREAS = (0.05, 0.1, 0.2)
+FeatureMask = Tensor | tuple[Tensor, ...] | None
 
 
-class ExtremalPerturbation(PerturbationAttribution):
+class ExtremalPerturbation(MaskAttribution):
     r"""The mask of a given area that keeps the model's score highest.
 
     For each area :math:`a` it looks for
@@ -65,8 +45,9 @@ class ExtremalPerturbation(PerturbationAttribution):
     Args:
         forward_func: The model, or any function of its inputs, as everywhere in
             Captum. It is neither moved nor put in evaluation mode.
-        perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), or an
-            object such as `BlurPerturbation` with a ``levels`` method.
+        perturbation: ``"blur"`` (Gaussian, default), ``"fade"`` (to black, 0), another
+            key of `captum_extremal.perturbations.PERTURBATIONS`, or an object such as
+            `BlurPerturbation` with a ``levels`` method.
         solver: How masks are searched; None for `LevelSetSolver` with its defaults.
         reward: What is to be maximised of the model's output: ``(outputs, target) ->
             (K,)``; None for the target's score.
@@ -96,23 +77,12 @@ class ExtremalPerturbation(PerturbationAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        perturbation: Literal["blur", "fade"] | Perturbation = "blur",
+        perturbation: str | Perturbation = "blur",
         solver: Solver | None = None,
         reward: Reward | None = None,
     ) -> None:
-        super().__init__(forward_func)
-        checks.check_callable("forward_func", forward_func)
+        super().__init__(forward_func, solver, reward)
         self.perturbation = _perturbation(perturbation)
-        self.solver = LevelSetSolver() if solver is None else solver
-        self.reward = simple_reward if reward is None else reward
-        checks.check_callable("reward", self.reward)
-        checks.check_method("solver", self.solver, "solve")
-        self._warned_of_training = False
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as a mask is not scaled by the input."""
-        return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -122,6 +92,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         areas: float | Sequence[float] = DEFAULT_AREAS,
         additional_forward_args: object = None,
         *,
+        feature_mask: FeatureMask = None,
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
         seed: int = 0,
@@ -138,9 +109,17 @@ class ExtremalPerturbation(PerturbationAttribution):
                 of such tensors, which then get a mask each.
             target: Captum's ``target``: which output to explain, see
                 :meth:`captum.attr.Saliency.attribute`.
-            areas: One or more fractions of the input's pixels, each in (0, 1].
+            areas: One or more fractions of the input's pixels, each in (0, 1]. With a
+                ``feature_mask`` fractions of the features (float), or numbers of them
+                (int).
             additional_forward_args: Further arguments of the model; tensors with one
                 entry an example are repeated along with the inputs.
+            feature_mask: As of :class:`captum.attr.FeatureAblation`: for each tensor
+                the number of the feature that each element belongs to, integers that
+                broadcast to the tensor, for all examples or for each. Features are kept
+                or perturbed as a whole: superpixels, electrodes, bands, tokens or, for
+                inputs (N, F), the columns of a table. The same number in two tensors is
+                one feature. None for pixels.
             game: ``"preservation"`` keeps the score high inside the mask,
                 ``"deletion"`` low outside it, ``"hybrid"`` both (Sec. 3.2).
             perturbations_per_eval: The most perturbed inputs that one forward of the
@@ -151,7 +130,8 @@ class ExtremalPerturbation(PerturbationAttribution):
 
         Returns:
             Attributions in [0, 1] with shape, dtype and device of ``inputs``, equal
-            over channels; a tuple if ``inputs`` is one. In types shorter than float32
+            over channels (where they belong to the same features); a tuple if
+            ``inputs`` is one. In types shorter than float32
             values next to 0.5 may round to it; the masks of `optimize` are exact.
 
         Raises:
@@ -171,6 +151,7 @@ class ExtremalPerturbation(PerturbationAttribution):
             target,
             areas,
             additional_forward_args,
+            feature_mask=feature_mask,
             game=game,
             perturbations_per_eval=perturbations_per_eval,
             seed=seed,
@@ -183,12 +164,6 @@ class ExtremalPerturbation(PerturbationAttribution):
         )
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
 
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for Captum's other perturbation methods."""
-        raise NotImplementedError(
-            "attribute_future is not implemented for ExtremalPerturbation"
-        )
-
     def optimize(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -196,6 +171,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         areas: float | Sequence[float] = DEFAULT_AREAS,
         additional_forward_args: object = None,
         *,
+        feature_mask: FeatureMask = None,
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
         seed: int = 0,
@@ -209,28 +185,22 @@ class ExtremalPerturbation(PerturbationAttribution):
             An `ExtremalResult`.
         """
         is_tuple = isinstance(inputs, tuple)
-        areas = checks.check_areas(areas)
+        if feature_mask is None:
+            areas = checks.check_areas(areas)
+        else:
+            areas = checks.check_channel_areas(areas, "feature")
         seed = checks.check_count("seed", seed, minimum=0)
-        with self._problem(
-            inputs, target, areas, additional_forward_args, game, perturbations_per_eval
-        ) as (problem, watch):
-            name = self.get_name()
-            found = run(problem, self.solver, seed, show_progress, name, watch)
-        settings = settings_of(
-            self.get_name(),
-            game=game,
-            seed=seed,
-            perturbation=self.perturbation,
-            solver=self.solver,
-            reward=self.reward,
-            ended=found.ended,
-        )
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        with self._on_input(inputs, areas, asked, feature_mask) as laid:
+            found = self._run(
+                *laid, seed, show_progress, perturbation=self.perturbation
+            )
         result = ExtremalResult(
             masks=like_inputs(is_tuple, found.masks),
-            areas=areas,
+            areas=laid[0].areas,
             **found.scores,
             history=found.history,
-            settings=settings,
+            settings=found.settings,
         )
         if found.ended == "interrupt":
             raise SearchInterrupted(result)
@@ -243,6 +213,7 @@ class ExtremalPerturbation(PerturbationAttribution):
         target: Target = None,
         additional_forward_args: object = None,
         *,
+        feature_mask: FeatureMask = None,
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
     ) -> Tensor:
@@ -251,9 +222,11 @@ class ExtremalPerturbation(PerturbationAttribution):
         Args:
             inputs: As in `attribute`.
             masks: (N, A, 1, *S) in [0, 1], 1 = kept; a tuple of them if ``inputs`` is
-                one. Their areas are the caller's business.
+                one. Their areas are the caller's business. With a ``feature_mask`` as
+                `optimize` returns them.
             target: As in `attribute`.
             additional_forward_args: As in `attribute`.
+            feature_mask: As in `attribute`.
             game: As in `attribute`.
             perturbations_per_eval: As in `attribute`.
 
@@ -272,58 +245,38 @@ class ExtremalPerturbation(PerturbationAttribution):
             >>> method.evaluate(torch.ones(1, 1, 4), masks)
             tensor([[0.2500, 0.6250]])
         """
-        tensors = as_tuple(inputs)
-        checks.check_inputs(tensors)
-        _check_masks(masks, tensors, isinstance(inputs, tuple))
+        is_tuple = isinstance(inputs, tuple)
+        if isinstance(masks, tuple) != is_tuple:
+            raise TypeError(
+                "masks must be a tuple if inputs are one, and a tensor if not, got "
+                f"{type(masks).__name__}"
+            )
         given = masks if isinstance(masks, tuple) else (masks,)
+        checks.check_floating("masks", given[0])
         # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * given[0].shape[1]
-        with self._problem(
-            inputs, target, areas, additional_forward_args, game, perturbations_per_eval
-        ) as (problem, watch):
-            return rewards_of(problem, given, watch)
+        areas = (1.0,) * (given[0].shape[1] if given[0].dim() > 1 else 1)
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        with self._on_input(inputs, areas, asked, feature_mask) as laid:
+            problem, site, watch = laid
+            return rewards_of(problem, site.read(given), watch)
 
-    @contextmanager
-    def _problem(
+    def _on_input(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: Target,
-        areas: Sequence[float],
-        additional_forward_args: object,
-        game: Game,
-        perturbations_per_eval: int,
-    ) -> Iterator[tuple[Problem, Watch]]:
+        areas: Sequence[int | float],
+        asked: Asked,
+        feature_mask: FeatureMask,
+    ) -> AbstractContextManager[tuple[Problem, InputSite, Watch]]:
         """The checked arguments as a problem, while the model is left as found."""
         tensors = as_tuple(inputs)
-        checks.check_inputs(tensors)
-        checks.check_choice("game", game, tuple(GAMES))
-        perturbations_per_eval = checks.check_count(
-            "perturbations_per_eval", perturbations_per_eval
-        )
-        check_target(target, len(tensors[0]))
-        check_differentiable(self.forward_func)
-        device = tensors[0].device
-        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
-        with as_found(self.forward_func, device), torch.inference_mode(False):
+        groups = None if feature_mask is None else as_tuple(feature_mask)
+        checks.check_inputs(tensors, tables=groups is not None)
+
+        def lay(_watch: Watch) -> AbstractContextManager[InputSite]:
             with torch.no_grad():
-                tensors = tuple(tensor.detach() for tensor in tensors)
-                if not all(tensor.isfinite().all() for tensor in tensors):
-                    raise ValueError("inputs must be finite, got NaN or infinity")
-                levels = tuple(
-                    levels_apart(self.perturbation, tensor) for tensor in tensors
-                )
-            score = reward_of_rows(
-                self.forward_func,
-                self.reward,
-                target,
-                additional_forward_args,
-                len(tensors[0]),
-                device,
-            )
-            try:
-                yield Problem(score, levels, areas, game, perturbations_per_eval), watch
-            finally:
-                self._warned_of_training = watch.warned
+                return nullcontext(InputSite(tensors, self.perturbation, groups))
+
+        return self._problem(tensors, asked, areas, lay)
 
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:
@@ -332,32 +285,3 @@ def _perturbation(choice: str | Perturbation) -> Perturbation:
         return PERTURBATIONS[choice]()
     checks.check_method("perturbation", choice, "levels")
     return choice
-
-
-def _check_masks(
-    masks: Tensor | tuple[Tensor, ...], tensors: tuple[Tensor, ...], is_tuple: bool
-) -> None:
-    if isinstance(masks, tuple) != is_tuple:
-        raise TypeError(
-            "masks must be a tuple if inputs are one, and a tensor if not, got "
-            f"{type(masks).__name__}"
-        )
-    given = masks if isinstance(masks, tuple) else (masks,)
-    if len(given) != len(tensors):
-        raise ValueError(
-            f"masks must be as many as inputs, {len(tensors)}, got {len(given)}"
-        )
-    for mask, tensor in zip(given, tensors, strict=True):
-        checks.check_floating("masks", mask)
-        num_areas = mask.shape[1] if mask.dim() > 1 else 0
-        legal = (len(tensor), num_areas, 1, *tensor.shape[2:])
-        if num_areas == 0 or tuple(mask.shape) != legal:
-            sizes = ", ".join(map(str, tensor.shape[2:]))
-            raise ValueError(
-                f"masks must be of shape ({len(tensor)}, A, 1, {sizes}), got "
-                f"{tuple(mask.shape)}"
-            )
-        if mask.shape[1] != given[0].shape[1]:
-            raise ValueError("masks must be of the same number of areas for all inputs")
-        if not ((mask >= 0) & (mask <= 1)).all():
-            raise ValueError("masks must lie in [0, 1], got other values")

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_extremal._base.captum_door import as_tuple
 from captum_extremal._base.checks import check_count, check_method
 from captum_extremal.masks.area import area_count
-from captum_extremal.masks.edges import edge_widths, smooth_edges
+from captum_extremal.masks.edges import binary, edge_widths, smooth_edges
 from captum_extremal.masks.fields import Field, random_regions
 from captum_extremal.results.extremal import ExtremalResult
-from captum_extremal.solvers import GradientSolver, LevelSetSolver, SearchSolver, Solver
+from captum_extremal.sites.groups import Groups
+from captum_extremal.solvers import SOLVERS, LevelSetSolver, Solver
 
 _TOGETHER = 8  # random masks of each area that are scored in one go
 
@@ -76,23 +78,27 @@ def rejudge(
     random_masks: int = 64,
     perturbations_per_eval: int = 16,
     seed: int = 1,
+    **arguments: Any,  # noqa: ANN401
 ) -> Extremality:
     """What rivals of the same areas are worth, see `ExtremalResult.rejudge`."""
     check_count("random_masks", random_masks, minimum=0)
     check_count("seed", seed, minimum=0)
     check_method("method", method, "evaluate")
-    rival_solvers = _rivals_of(method.solver) if solvers is None else solvers
+    own = method.solver
+    rival_solvers = _rivals_of(own) if solvers is None else solvers
     _check_rivals(rival_solvers)
     options = {
         "game": result.settings.get("game", "preservation"),
         "perturbations_per_eval": perturbations_per_eval,
+        **arguments,
     }
     call = (target, additional_forward_args)
     rewards = method.evaluate(inputs, result.masks, *call, **options)
     rivals = {}
     for name, solver in rival_solvers.items():
         rival = copy.copy(method)
-        rival.solver = solver
+        if solver is not own:
+            rival.solver = solver
         found = rival.optimize(
             inputs,
             target,
@@ -104,10 +110,16 @@ def rejudge(
         rivals[name] = method.evaluate(inputs, found.masks, *call, **options)
     if random_masks:
         generator = torch.Generator().manual_seed(seed % 2**63)
+        groups = None
+        if arguments.get("feature_mask") is not None:
+            groups = Groups(as_tuple(arguments["feature_mask"]), as_tuple(inputs))
         best = []
         for start in range(0, random_masks, _TOGETHER):
             number = min(_TOGETHER, random_masks - start)
-            masks = _random(result, number, generator)
+            if groups is None:
+                masks = _random(result, number, generator)
+            else:
+                masks = _random_groups(result, groups, number, generator)
             drawn = method.evaluate(inputs, masks, *call, **options)
             best.append(drawn.unflatten(1, (number, -1)).amax(dim=1))
         rivals["random"] = torch.stack(best).amax(dim=0)
@@ -129,16 +141,28 @@ def _random(
     return tuple(found) if isinstance(result.masks, tuple) else found[0]
 
 
+def _random_groups(
+    result: ExtremalResult, groups: Groups, number: int, generator: torch.Generator
+) -> Tensor | tuple[Tensor, ...]:
+    """The same of random features."""
+    size = (len(result.scores) * number * len(result.areas), 1, groups.count)
+    values = binary(torch.rand(size, generator=generator), result.areas)
+    masks = groups.laid(values.unflatten(0, (len(result.scores), -1)))
+    return masks if isinstance(result.masks, tuple) else masks[0]
+
+
 def _tuple(masks: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return masks if isinstance(masks, tuple) else (masks,)
 
 
 def _rivals_of(solver: Solver) -> dict[str, Solver]:
-    if isinstance(solver, SearchSolver):
-        return {"again": solver}
-    if isinstance(solver, GradientSolver):
-        return {"level set": LevelSetSolver(), "search": SearchSolver()}
-    return {"again": solver, "search": SearchSolver()}
+    """Its own kind with another seed, or the default; and one without gradients."""
+    own = "again" if getattr(solver, "uses_seed", True) else "level set"
+    rivals = {own: solver if own == "again" else SOLVERS["level-set"]()}
+    # Where the solver needs no gradients, the model may have none.
+    if getattr(solver, "needs_gradient", True):
+        rivals["search"] = SOLVERS["search"]()
+    return rivals
 
 
 def _check_rivals(solvers: Mapping[str, Solver]) -> None:

@@ -7,14 +7,14 @@ fields: numbers and short texts. `_FromPage` makes a perturbation and a solver o
 
 from __future__ import annotations
 
-from typing import Literal
-
 from captum.attr import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_extremal._base.checks import check_areas, check_count
-from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
+from captum_extremal._base.checks import check_count, read_areas
+from captum_extremal.attribution.masks import DEFAULT_AREAS
+from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.solvers import LevelSetSolver
 from captum_extremal.solvers.rewards import GAMES, Game
 
@@ -79,7 +79,7 @@ class _FromPage(PerturbationAttribution):
         *,
         areas: tuple[float, ...],
         steps: int,
-        perturbation: Literal["blur", "fade"],
+        perturbation: str,
         game: Game,
     ) -> Tensor | tuple[Tensor, ...]:
         """Attributions like ``inputs``."""
@@ -102,16 +102,7 @@ def _areas(value: str | tuple[float, ...]) -> tuple[float, ...]:
         >>> _areas(_areas("0.05, 0.1"))
         (0.05, 0.1)
     """
-    if not isinstance(value, str):
-        return value
-    parts = value.replace(",", " ").split()
-    try:
-        return check_areas([float(part) for part in parts])
-    except ValueError:
-        raise ValueError(
-            "areas must be numbers in (0, 1], separated by commas, such as "
-            f"'0.05, 0.1, 0.2', got {value!r}"
-        ) from None
+    return read_areas(value) if isinstance(value, str) else value
 
 
 def _steps(value: int) -> int:

@@ -40,7 +40,7 @@ from captum_extremal.benchmark import (
     rank_correlation,
     sanity_check,
 )
-from captum_extremal.benchmark.monotonicity import EVIDENCE_AREAS
+from captum_extremal.curve import EVIDENCE_AREAS
 from captum_extremal.masks.area import area_count
 from captum_extremal.masks.edges import largest
 from captum_extremal.models.networks import LoadedModel, load_model

@@ -36,9 +36,9 @@ TIERS = (
     {"visualization", "metrics", "models"},
     {"page"},
     {"report"},
-    {"_attribution", "channels", "extremality"},
+    {"attribution", "channels", "extremality"},
     {"presets"},
-    {"extremal", "channel"},
+    {"extremal", "channel", "layer"},
     {"methods", "insights"},
     {"peers", "benchmark"},
     {"cli"},
@@ -53,14 +53,15 @@ UPWARD = {("results", "page"), ("results", "extremality")}
 # Who may use these modules, whatever the tiers allow: what runs a caller's model with
 # Captum's targets (`metrics`: insertion and deletion).
 USERS = {
-    "_base.captum_door": {"_base", "solvers", "metrics", "_attribution"}
-    | {"extremal", "channel", "channels", "methods"},
-    "_base.layer": {"channel"},
-    "_base.model": {"_base", "_attribution", "metrics"}
-    | {"extremal", "channel", "channels", "methods"},
+    "_base.captum_door": {"_base", "solvers", "metrics", "attribution", "extremality"}
+    | {"extremal", "channels", "methods"},
+    "_base.layer": {"sites", "attribution", "channels", "methods", "cli"},
+    "_base.model": {"_base", "attribution", "extremal", "channels", "methods"}
+    | {"metrics"},
+    "_base.skipping": {"_base"},
 }
 # Who may import Captum's public names. Its underscored ones: `captum_door` alone.
-CAPTUM_USERS = {"_base", "extremal", "channel", "channels", "methods", "insights"}
+CAPTUM_USERS = {"_base", "attribution", "extremal", "channels", "methods", "insights"}
 # The solvers turn a problem into masks and scores: no Captum, no plots, no files.
 SOLVERS_NEVER = {
     "captum", "io", "json", "matplotlib", "os", "pathlib", "pickle", "PIL",
@@ -68,7 +69,7 @@ SOLVERS_NEVER = {
 }  # fmt: skip
 # Slow or optional: imported inside functions, save in the pieces at the top, which
 # `import captum_extremal` does not load, and the one class that torchmetrics is for.
-LAZY = {"matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
+LAZY = {"jinja2", "matplotlib", "skimage", "timm", "torchmetrics", "torchvision"}
 EAGER_ALLOWED = {"benchmark", "cli", "metrics.accumulate"}
 
 
@@ -307,7 +308,7 @@ def test_an_import_that_goes_down_is_accepted(name, source):
 def test_a_wrong_user_of_a_door_is_caught(name, target):
     source = f"from {PACKAGE}.{target} import x"
     assert user_violations({name: source}) == [f"{name} imports {target}"]
-    assert user_violations({"channel": source}) == []
+    assert user_violations({"attribution": source}) == []
 
 
 @pytest.mark.parametrize(
@@ -378,6 +379,14 @@ def test_a_lazy_import_is_accepted(source):
     assert eager_violations({"visualization": source}) == []
 
 
+def test_the_architecture_page_names_every_room():
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text("utf-8")
+    table = page.partition("## Architecture")[2].partition("The way of the data")[0]
+    rooms = {owner(name) for name in package_sources()} - {"__init__", "__main__"}
+    assert rooms == {room for room in TIER if f"`{room}`" in table}
+    assert rooms | {"__init__", "__main__"} == set(TIER)
+
+
 # --- what an import pulls in ---
 
 # Captum itself imports matplotlib.pyplot, which opens nothing: a backend is loaded with
@@ -387,6 +396,7 @@ import importlib, sys
 importlib.import_module(sys.argv[1])
 found = {"torchvision", "timm", "skimage", "torchmetrics"} & set(sys.modules)
 found |= {n for n in sys.modules if n.startswith("matplotlib.backends.backend_")}
+found |= {"captum_extremal.benchmark"} & set(sys.modules)
 print(*sorted(found), sep="\\n")
 """
 
@@ -414,6 +424,19 @@ def test_a_heavy_import_is_caught(tmp_path, name):
     (tmp_path / f"{name}.py").touch()  # stands for the real one, which is slow to load
     (tmp_path / "heavy.py").write_text(f"import {name}")
     assert pulled_in("heavy", tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("command", "loads"),
+    [("explain", False), ("channels", False), ("benchmark", True)],
+)
+def test_a_command_loads_what_it_needs(tmp_path, command, loads):
+    (tmp_path / "shell.py").write_text(
+        "from captum_extremal.cli.main import main\n"
+        f"assert main.get_command(None, {command!r}).name == {command!r}"
+    )
+    found = pulled_in("shell", tmp_path)
+    assert (f"{PACKAGE}.benchmark" in found) == loads
 
 
 def test_a_figure_at_import_is_caught(tmp_path):

@@ -333,7 +333,7 @@ def test_compare_takes_one_target_or_one_for_each():
         ({"methods": ["ig", "lime"]}, "method must be 'centre' or .*, got 'lime'"),
         (
             {"inputs": torch.rand(3, 8, 8)},
-            r"inputs must have shape \(N, C, H, W\), non",
+            r"inputs must be of shape \(N, C, H, W\), non",
         ),
         (
             {"target": [0, 1, 1]},

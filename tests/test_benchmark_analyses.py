@@ -60,7 +60,7 @@ def test_it_agrees_with_the_result():
             (0.1,),
             torch.zeros(2, 2),
             torch.zeros(2),
-            r"shape \(N, 1\) with N > 0",
+            r"shape \(N, 1\), none of them 0",
         ),
         ((0.1,), torch.zeros(0, 1), torch.zeros(0), "scores must be of shape"),
         ((0.1,), torch.zeros(2, 1), torch.zeros(3), "input_score must be of shape"),

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import get_model
 
-from captum_extremal import LevelSetSolver
+from captum_extremal import LevelSetSolver, methods
 from captum_extremal.benchmark import Example, Flaw, ImageSet, Plan, Row, read, runner
 from captum_extremal.benchmark import run as run_plan
 from captum_extremal.benchmark.pairs import Pair
@@ -244,6 +244,18 @@ def test_a_list_of_difficult_pairs(run, tmp_path):
     assert line[7:9] == ["9", "2"]
 
 
+def test_a_method_of_ones_own_is_played(run, tmp_path, monkeypatch):
+    def build(model, options):
+        return lambda inputs, target: methods.Explained(inputs[:, :1])
+
+    monkeypatch.setitem(methods.METHODS, "mine", methods.Method(build))
+    done = run(methods="centre,mine")
+    names = {row.method for row in read(tmp_path / "out").rows.values()}
+    assert names == {"centre", "mine"}
+    assert any(line.startswith("mine ") for line in done.stdout.splitlines())
+    assert "mine." in CliRunner().invoke(main, ["benchmark", "--help"]).stdout
+
+
 def test_maps_and_masks_are_kept(run, tmp_path):
     run("--save-maps", "--areas=0.1,0.3", "--steps=2", "--images=1",
         methods="centre,extremal")  # fmt: skip
@@ -416,8 +428,6 @@ def test_flaws_of_a_reader_of_ones_own_that_no_file_could_hold(tmp_path):
 
 
 def test_a_method_that_fails_is_named_and_the_others_go_on(run, tmp_path, monkeypatch):
-    from captum_extremal import methods
-
     def build(model, options):
         def explain(inputs, target):
             if int(target) == 7:
@@ -539,7 +549,7 @@ def test_a_model_of_one_size_cannot_keep_proportions():
     ("option", "text"),
     [
         ("--methods=ig,magic", "method must be 'centre' or"),
-        ("--areas=0.1,2", "--areas: area must lie in (0, 1], got 2"),
+        ("--areas=0.1,2", "'--areas': areas must be numbers in (0, 1], sep"),
         ("--layer=nothing", "layer must name a module of the model, got 'nothing'"),
         ("--difficult=no.json", "difficult must be a JSON file, got no.json"),
         ("--dataset=coco2014", "root of coco2014 must hold annotations"),

@@ -219,7 +219,7 @@ def test_tensors_of_unlike_size_take_fractions():
     method = method_of(Split(sizes=(2, 4)))
     result = method.optimize(values, None, 0.5)
     assert [kept(masks) for masks in result.masks] == [[[{1}]], [[{0, 3}]]]
-    with pytest.raises(ValueError, match="must be a fraction for a layer whose"):
+    with pytest.raises(ValueError, match="must be a fraction for tensors that differ"):
         method.optimize(values, None, 1)
 
 
@@ -625,7 +625,7 @@ def test_a_layer_whose_forward_is_called_directly():
             return self.layer.forward(x)
 
     model = Direct()
-    with pytest.raises(ValueError, match=r"layer must be a part .*layer.forward\(x\)"):
+    with pytest.raises(ValueError, match=r"layer must be called .*layer.forward\(x\)"):
         method_of(model, model.layer).attribute(torch.ones(1, 4), 0, 1)
 
 

@@ -66,7 +66,7 @@ def test_activation_times_gradient_takes_the_place_of_worse_masks():
     problem = problem_of(lambda x: x.sum(dim=1), values, [0.25, 0.5])
     worst = torch.tensor([[0.0, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0]])
     swaps = _Swaps(problem, (worst[:, None],))
-    assert swaps.masks[0].squeeze(1).tolist() == [
+    assert swaps.masks()[0].squeeze(1).tolist() == [
         [0, 0, 1, 0],
         [1, 0, 1, 0],
         [0, 1, 0, 0],
@@ -173,10 +173,15 @@ def test_a_score_that_becomes_nan_is_an_error(solver):
 
 
 @pytest.mark.parametrize("solver", [ChannelSolver(), ChannelDescent()])
-def test_pixels_are_no_channels(solver):
-    method = ExtremalPerturbation(lambda x: x.sum((1, 2, 3)), solver=solver)
-    with pytest.raises(ValueError, match=r"masks with one axis, got sizes \(4, 5"):
-        method.attribute(torch.rand(1, 1, 4, 5))
+def test_positions_along_several_axes(solver):
+    """Each pixel by itself, on either side of the picture."""
+    worth = torch.zeros(4, 5)
+    worth[0, 0], worth[3, 4], worth[1, 3] = 3.0, 2.0, 1.0
+    method = ExtremalPerturbation(lambda x: (x[:, 0] * worth).sum((1, 2)), "fade")
+    method.solver = solver
+    result = method.optimize(torch.ones(1, 1, 4, 5), areas=[0.05, 0.1, 0.15])
+    assert result.scores[0].tolist() == [3, 5, 6]
+    assert set(result.masks.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(

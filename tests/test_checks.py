@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,61 @@ def test_callables_and_methods():
 def test_long_values_are_cut_in_messages():
     with pytest.raises(TypeError, match=r"'a{36}\.\.\. \(str\)$"):
         checks.check_count("x", "a" * 500)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "options"),
+    [
+        ((2, 3), "N K", {}),
+        ((0, 3), "N K", {}),  # no example is an example
+        ((2, 3), "N K", {"N": 2, "K": 3}),
+        ((2, 3, 4, 5), "N 1|3 H W", {"filled": True}),
+        ((2, 1, 4, 5), "N 1|3 H W", {}),
+        ((4, 4), "H H", {}),
+        ((2, 3, 7), "N C *S", {}),
+        ((2, 3, 7, 8, 9), "N C *S", {}),
+        ((2, 1, 7, 8), "N 1 *S", {"S": torch.Size([7, 8])}),
+        ((2, 1), "N 1 *S", {"S": ()}),
+        ((7, 8, 9, 6), "*S", {"S": (7, 8, 9, 6)}),
+    ],
+)
+def test_a_shape_that_fits(shape, words, options):
+    checks.check_shape("x", torch.zeros(shape), words, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words", "options", "legal"),
+    [
+        ((2,), "N K", {}, "(N, K)"),
+        ((2, 3, 4), "N K", {}, "(N, K)"),
+        ((2, 0), "N K", {}, "(N, K)"),
+        ((0, 2), "N K", {"filled": True}, "(N, K), none of them 0"),
+        ((2,), "N", {"N": 3}, "(3,)"),
+        ((2, 3), "N K", {"K": 2, "note": ", as it is"}, "(N, 2), as it is"),
+        ((2, 2, 4, 5), "N 1|3 H W", {}, "(N, 1 or 3, H, W)"),
+        ((2, 13, 4, 5), "N 1|3 H W", {}, "(N, 1 or 3, H, W)"),
+        ((4, 5), "H H", {}, "(H, H)"),
+        (
+            (2, 3),
+            "N C *S",
+            {},
+            "(N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0",
+        ),
+        ((2, 3, 1, 1, 1, 1), "N C *S", {}, "(N, C, *S) with 1, 2 or 3 spatial"),
+        ((2, 3, 4, 0), "N C *S", {}, "(N, C, *S) with 1, 2 or 3 spatial"),
+        ((2, 1, 8, 7), "N 1 *S", {"S": (7, 8)}, "(N, 1, 7, 8)"),
+        ((2, 1, 7, 8, 1), "N 1 *S", {"S": (7, 8)}, "(N, 1, 7, 8)"),
+    ],
+)
+def test_a_shape_that_does_not_fit(shape, words, options, legal):
+    with pytest.raises(ValueError, match=f"x must be of shape {re.escape(legal)}") as e:
+        checks.check_shape("x", torch.zeros(shape), words, **options)
+    assert str(e.value).endswith(f", got {shape}")
+
+
+def test_what_is_no_tensor_has_no_shape():
+    with pytest.raises(TypeError, match=r"x must be a tensor, got \[1\] \(list\)"):
+        checks.check_shape("x", [1], "N")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4, 5), (1, 1, 2, 2, 2), (0, 3, 4)])

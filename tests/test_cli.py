@@ -18,10 +18,10 @@ from torchvision.models import get_model
 
 import captum_extremal
 from captum_extremal import ExtremalPerturbation
-from captum_extremal.benchmark import Options, compare
 from captum_extremal.cli.explain import DEMO_PICTURES
 from captum_extremal.cli.main import main
 from captum_extremal.cli.table import Found, View, table
+from captum_extremal.methods import METHODS, Explained, Method, Options, compare
 from captum_extremal.models import load_model
 from captum_extremal.page import to_html
 from captum_extremal.perturbations.apply import apply_mask
@@ -272,6 +272,19 @@ def test_compared_methods_have_the_options_of_the_search(run, monkeypatch):
     assert options == Options(areas=(0.2,), game="deletion", seed=5)
 
 
+def test_a_method_of_ones_own_is_compared(run, tmp_path, monkeypatch):
+    def build(model, options):
+        return lambda inputs, target: Explained(inputs[:, :1])
+
+    assert "mine" not in run("--help").stdout
+    monkeypatch.setitem(METHODS, "mine", Method(build))
+    assert "mine." in run("--help").stdout
+    done = run("--areas=0.1", "--steps=1", "--compare=mine", "--html=page.html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert re.findall("<figcaption>([^<]+)</figcaption>", page)[-1] == "mine"
+
+
 def test_the_layer_of_compared_methods(run):
     line = error_line(run("--compare=grad-cam", "--layer=nothing"))
     assert line.startswith("--compare: layer must name a module of the model")
@@ -477,17 +490,22 @@ def test_pictures_are_turned_the_right_way_up(input_score, photo):
 # --- errors ---
 
 
+_NO_AREAS = (
+    "Invalid value for '--areas': areas must be numbers in (0, 1], separated by "
+    "commas, such as '0.05, 0.1, 0.2', got '"
+)
 ERRORS = {
-    "--areas=1.5": "--areas: area must lie in (0, 1], got 1.5",
-    "--areas=0": "--areas: area must lie in (0, 1], got 0.0",
-    "--areas=nan": "--areas: area must lie in (0, 1], got nan",
-    "--areas=a": "--areas: must be numbers in (0, 1] with commas between, got 'a'",
-    "--areas=": "--areas: must be numbers in (0, 1] with commas between, got ''",
+    "--areas=1.5": _NO_AREAS + "1.5'",
+    "--areas=0": _NO_AREAS + "0'",
+    "--areas=nan": _NO_AREAS + "nan'",
+    "--areas=a": _NO_AREAS + "a'",
+    "--areas=": _NO_AREAS + "'",
+    "--areas=0.1,b": _NO_AREAS + "0.1,b'",
     "--target=3": "target must lie in 0..2, got 3",
     "--target=-1": "target must lie in 0..2, got -1",
     "--target=cat": "target must be an index in 0..2, as the names of this model's cl",
-    "--compare=lime": "--compare: method must be 'centre' or 'gradient' or",
-    "--compare=": "--compare: method must be 'centre' or 'gradient' or",
+    "--compare=lime": "Invalid value for '--compare': method must be 'centre' or ",
+    "--compare=": "Invalid value for '--compare': method must be 'centre' or ",
     "--game=chess": "Invalid value for '--game': 'chess' is not one of",
     "--perturbation=x": "Invalid value for '--perturbation': 'x' is not one of",
     "--seed=x": "Invalid value for '--seed': 'x' is not a valid integer",

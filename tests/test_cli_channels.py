@@ -112,10 +112,13 @@ def test_a_layer_that_does_not_exist(run, tmp_path, layer, hint):
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("--areas=one", "--areas: must be numbers with commas between, got 'one'"),
-        ("--areas=+2.5", "--areas: area must lie in (0, 1], got 2.5"),
-        ("--areas=0", "--areas: area must be at least 1 channel, got 0"),
-        ("--areas=1.5", "--areas: area must lie in (0, 1], got 1.5"),
+        ("--areas=one", "'--areas': areas must be numbers of channels or, with a poi"),
+        (
+            "--areas=+2.5",
+            "in (0, 1], separated by commas, such as '1, 5, 0.1', got '+2",
+        ),
+        ("--areas=0", "separated by commas, such as '1, 5, 0.1', got '0'"),
+        ("--areas=1.5", "separated by commas, such as '1, 5, 0.1', got '1.5'"),
         ("--areas=9999", "area must be at most the layer's 384 channels, got 9999"),
         ("--channel-dim=7", "channel_dim must lie in [1, 3]"),
         ("--target=9", "target must lie in 0..2, got 9"),
@@ -192,6 +195,23 @@ def test_where_no_width_tells_the_dimension_must_be_given(run, monkeypatch):
     done = run()
     assert done.exit_code == 2
     assert "--channel-dim must say which dimension the channels are" in done.output
+
+
+def test_a_layer_of_two_tensors_is_one_line(run, monkeypatch):
+    load = load_model
+
+    def pairs(*names):
+        loaded = load(*names)
+        loaded.model.features[9].register_forward_hook(lambda _m, _a, out: (out, out))
+        loaded.model.features[10].register_forward_pre_hook(lambda _m, args: args[0])
+        return loaded
+
+    monkeypatch.setattr("captum_extremal.cli.channels.load_model", pairs)
+    for option, way in ((), "return"), (("--layer-input",), "take"):
+        done = run(*option, layer="features.10" if option else "features.9")
+        assert done.exit_code == 2
+        assert f"--layer: layer must {way} one tensor, got Tensor, T" in done.output
+        assert done.output.count("\n") == 1
 
 
 def test_a_dimension_that_is_no_number(run):

@@ -53,8 +53,6 @@ def test_each_step_equals_the_float64_reference(name):
     network = small_network()
     problem = problem_of(network, inputs)
     run = _Descent(settings, problem, seed=0)
-    with torch.no_grad():
-        run._start()
     run.params[0].copy_(torch.rand(run.params[0].shape))
     levels = BlurPerturbation(num_levels=4, sigma_max=3.0).levels(inputs.double())
     exact = small_network().double()

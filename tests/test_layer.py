@@ -1,383 +1,162 @@
-"""Reading and overwriting a layer: what is passed over, and what must not be."""
+"""A layer is read and changed through hooks, and nothing else of the model."""
 
 from __future__ import annotations
+
+import copy
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from captum_extremal import ChannelExtremalPerturbation, ChannelSolver
-from captum_extremal._base import layer as _layer
-from captum_extremal._base.layer import Layer
-
-SOLVER = ChannelSolver(iterations=3, rounds=1)
+from captum_extremal._base.layer import Layer, why_not_called
+from tiny_models import ConvNet, NoModel, constant, traces, varied
 
 
-class Counting(nn.Module):
-    """Hands its input on, doubled, and counts."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return 2 * x
-
-
-def chain():
-    """Two containers: the layer is `model[1][1]`."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Sequential(Counting(), nn.Conv2d(1, 6, 3)),
-        nn.Sequential(Counting(), nn.Conv2d(6, 6, 3), nn.Tanh()),
-        nn.Conv2d(6, 3, 2),
-        nn.Flatten(),
-    ).eval()
-
-
-def inputs_of(images=2):
-    torch.manual_seed(1)
-    return torch.randn(images, 1, 6, 6)
-
-
-def optimize(model, layer, at_input=False, inputs=None):
-    method = ChannelExtremalPerturbation(model, layer, solver=SOLVER)
-    inputs = inputs_of() if inputs is None else inputs
-    return method.optimize(inputs, 1, (1, 2, 4), None, at_input)
-
-
-def same(one, other):
-    assert torch.equal(one.masks, other.masks)
-    for name in ("scores", "complement_scores", "input_score", "perturbed_score"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name))
-
-
-def everywhere(monkeypatch):
-    """From now on nothing is passed over."""
-    monkeypatch.setattr(_layer, "_is_plain", lambda module: False)
-
-
-@pytest.mark.parametrize("at_input", [False, True])
-def test_the_front_of_a_chain_runs_twice_and_the_result_is_the_same(
-    monkeypatch, at_input
-):
-    model = chain()
-    found = optimize(model, model[1][1], at_input)
-    # To read the layer, and to compare.
-    assert [model[0][0].calls, model[1][0].calls] == [2, 2]
-    everywhere(monkeypatch)
-    expected = optimize(model, model[1][1], at_input)
-    assert model[0][0].calls > 5
-    same(found, expected)
-
-
-def test_part_of_a_chain_inside_another_model(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.body = Counting(), chain()
-
-        def forward(self, x):
-            before = self.stem(x)
-            # The chain's own input is seen by others.
-            return self.body(before) + before.mean((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1][1])
-    assert model.body[0][0].calls == 2  # to read the layer, and to compare
-    assert model.stem.calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1][1]))
-
-
-def test_a_front_that_changes_its_input_in_place_is_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.ReLU(inplace=True), Counting(), nn.Conv2d(1, 6, 3), nn.Tanh()
-            )
-            self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-
-        def forward(self, x):
-            x = 1 * x
-            return self.end(self.body(x)) + x.sum((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[2])
-    assert model.body[1].calls > 5
-    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[2]))
-
-
-def test_children_that_others_call_too_are_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = chain()
-
-        def forward(self, x):
-            return self.body(x) + self.body[0](x).sum((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1][1])
-    assert model.body[0][0].calls > 10
-    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1][1]))
-
-
-def test_a_container_that_is_only_a_list_is_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(1, 6, 3), Counting(), nn.Tanh())
-            self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-
-        def forward(self, x):
-            seen = []
-            for part in self.body:
-                x = part(x)
-                seen.append(x.mean((1, 2, 3)))
-            return self.end(x) + sum(seen)[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1])
-    assert model.body[1].calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1]))
-
-
-def test_a_container_with_a_forward_of_its_own_is_not_passed_over():
-    class Skip(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x) + x.flatten(1).mean(1, keepdim=True)
-
-    model = nn.Sequential(Skip(*chain()))
-    optimize(model, model[0][1][1])
-    # The inner chain of the second container alone.
-    assert model[0][0][0].calls > 5
-    assert model[0][1][0].calls == 2  # to read the layer, and to compare
-
-
-def test_shared_modules_are_not_passed_over(monkeypatch):
-    shared = nn.Tanh()
-    counting = Counting()
-    model = nn.Sequential(
-        counting, nn.Conv2d(1, 6, 3), shared, nn.Conv2d(6, 6, 3), shared,
-        nn.Flatten(), nn.Linear(24, 3),
-    )  # fmt: skip
-    found = optimize(model, model[3])
-    assert counting.calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model[3]))
-
-
-@pytest.mark.parametrize(
-    "place", [lambda m: m[0][0], lambda m: m[1], lambda m: m[1][1]]
-)
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-def test_the_users_hooks_fire_at_each_forward(place, kind):
-    model, seen = chain(), []
-    register = getattr(place(model), f"register_{kind}_hook")
-    handle = register(lambda *_: seen.append(kind))
-    optimize(model, model[1][1])
-    assert model[0][0].calls > 5
-    if kind != "full_backward":
-        assert len(seen) == model[0][0].calls
-    handle.remove()
-
-
-def test_hooks_of_the_user_that_change_the_layer_are_part_of_the_model():
-    model = chain()
-    handle = model[1][1].register_forward_hook(lambda _m, _i, out: 3 * out)
-    found = optimize(model, model[1][1])
-    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-    handle.remove()
-
-
-def test_the_layer_may_be_anywhere_in_what_is_passed_over():
-    model = chain()
-    for layer in (model[0], model[0][1], model[1], model[1][2]):
-        found = optimize(model, layer)
-        torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-
-
-def test_nothing_is_left_behind_when_the_body_fails():
-    model = chain()
-    layer = Layer(model, model[1][1], at_input=False, device_ids=None)
-    layer.read([lambda: model(inputs_of())])
-    before = [sorted(vars(module)) for module in model.modules()]
-    hooks = [len(module._forward_hooks) for module in model.modules()]
-    context = layer.overwritten()
-    context.__enter__()
-    assert [sorted(vars(module)) for module in model.modules()] != before
-    error = ZeroDivisionError()
-    assert context.__exit__(ZeroDivisionError, error, None) is False
-    assert [sorted(vars(module)) for module in model.modules()] == before
-    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+def read(model, layer, inputs, **options):
+    return Layer(model, layer).read_one(lambda: model(inputs), **options)
 
 
 def test_what_is_read_is_not_changed_by_the_next_module():
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Flatten())
-    layer = Layer(model, model[0], at_input=False, device_ids=None)
-    (found,) = layer.read([lambda: model(inputs_of())])
-    assert torch.equal(found, model[0](inputs_of()))
+    layer = Layer(model, model[0])
+    (found,) = layer.read([lambda: model(varied((2, 1, 6, 6)))])
+    assert torch.equal(found, model[0](varied((2, 1, 6, 6))))
     assert found.min() < 0
 
 
 def test_parts_of_a_batch_are_joined():
-    model = chain()
-    layer = Layer(model, model[1], at_input=False, device_ids=None)
-    parts = [lambda part=part: model(part) for part in inputs_of(3).split(2)]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten())
+    layer = Layer(model, model[1])
+    parts = [lambda part=part: model(part) for part in varied((3, 1, 6, 6)).split(2)]
     (found,) = layer.read(parts)
-    torch.testing.assert_close(found, model[:2](inputs_of(3)))
+    torch.testing.assert_close(found, model[:2](varied((3, 1, 6, 6))))
 
 
-@pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last]
-)
-def test_the_next_module_may_work_in_place_and_take_views(memory_format):
-    def model_of(inplace):
-        torch.manual_seed(0)
-        layers = nn.Conv2d(1, 6, 3), nn.ReLU(inplace), nn.Flatten(), nn.Linear(96, 3)
-        return nn.Sequential(*layers).to(memory_format=memory_format)
-
-    inputs = inputs_of().to(memory_format=memory_format)
-    models = model_of(True), model_of(False)
-    one, other = (optimize(model, model[0], inputs=inputs) for model in models)
-    same(one, other)
-
-
-def test_the_order_of_memory_stays_where_a_view_needs_it():
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Identity(), nn.Linear(96, 3))
-
-    def forward(x):
-        hidden = model[1](model[0](x))
-        return model[2](hidden.view(len(hidden), -1))
-
-    assert optimize(forward, model[1]).counts == (1, 2, 4)
-
-
-# --- what cannot be seen in the containers, but in the outputs ---
-
-
-class Keeps(nn.Module):
-    def forward(self, x):
-        self.kept = x
-        return x
-
-
-class Adds(nn.Module):
-    def __init__(self, keeper):
-        super().__init__()
-        self.keeper = [keeper]
-
-    def forward(self, x):
-        return x + self.keeper[0].kept
-
-
-def keeping():
-    keeper = Keeps()
-    body = nn.Conv2d(1, 6, 3), keeper, nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()
-    return nn.Sequential(*body, Adds(keeper), nn.Flatten(), nn.Linear(96, 3)), 2
-
-
-class Residual(nn.Sequential):
-    def __call__(self, x):
-        return x + super().__call__(x)
-
-
-def residual():
-    inner = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3, padding=1), nn.Tanh()
-    return nn.Sequential(Residual(*inner), nn.Flatten(), nn.Linear(36, 3)), "0.1"
-
-
-class Reversed(nn.Sequential):
-    def __iter__(self):
-        return iter(list(super().__iter__())[::-1])
-
-
-def reversed_chain():
-    inner = nn.Tanh(), nn.Conv2d(6, 6, 1), nn.Conv2d(1, 6, 3)
-    return nn.Sequential(Reversed(*inner), nn.Flatten(), nn.Linear(96, 3)), "0.1"
-
-
-class Around(nn.Module):
-    """Runs a part of its body past its hooks, or changes what the body is given."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-        first = nn.ReLU(inplace=True) if kind != "called" else nn.Conv2d(1, 1, 1)
-        self.body = nn.Sequential(first, nn.Conv2d(1, 6, 3), nn.Tanh())
-        self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-
-    def forward(self, x):
-        x = 1 * x
-        if self.kind == "keyword":
-            out = self.end(self.body(input=x))
-        else:
-            out = self.end(self.body(x))
-        if self.kind == "called":
-            x = self.body[0].forward(x)
-        return out + x.sum((1, 2, 3))[:, None]
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        keeping,
-        residual,
-        reversed_chain,
-        lambda: (Around("called"), "body.1"),
-        lambda: (Around("keyword"), "body.1"),
-        lambda: (Around("in place"), "body.1"),
-    ],
-)
-@pytest.mark.parametrize("images", [1, 4])
-def test_what_the_outputs_betray_is_not_passed_over(build, images):
-    torch.manual_seed(0)
-    model, name = build()
-    layer = model.get_submodule(str(name))
-    inputs = inputs_of(images)
-    masks = torch.ones(
-        images, 2, layer(torch.zeros(1, layer.in_channels, 6, 6)).shape[1]
-    )
-    masks[:, 0, 0] = 0
-    found, expected = (
-        ChannelExtremalPerturbation(forward, layer).evaluate(inputs, masks, 1)
-        for forward in (model, lambda x: model(x))
-    )
+def test_a_layer_is_read_with_its_graph():
+    model = ConvNet().eval()
+    inputs = varied((2, 1, 10, 10)).requires_grad_()
+    found = read(model, model.norm, inputs)
+    expected = model.norm(model.conv(inputs))
     torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), inputs)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), inputs)[0])
 
 
-def test_hooks_before_the_layer_are_part_of_its_input():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3))
-    project = nn.Linear(6, 6)
-    handle = model[1].register_forward_pre_hook(lambda _m, args: (project(args[0]),))
-    inputs, masks = torch.randn(4, 4), torch.ones(4, 1, 6)
-    masks[:, :, :2] = 0
-    found, expected = (
-        ChannelExtremalPerturbation(forward, model[1]).evaluate(
-            inputs, masks, 0, attribute_to_layer_input=True
-        )
-        for forward in (model, lambda x: model(x))
-    )
-    torch.testing.assert_close(found, expected)
-    handle.remove()
+def test_a_forward_may_end_at_the_layer():
+    model = NoModel()
+    reader = nn.Identity()
+    pair = nn.Sequential(reader, model)
+    assert torch.equal(read(pair, reader, constant(), go_on=False), constant())
+    assert model.calls == 0
+    before = traces(pair)
+    with pytest.raises(ZeroDivisionError):
+        read(pair, reader, constant())
+    assert traces(pair) == before
 
 
-def test_hooks_on_all_modules_see_every_forward():
-    model, seen = chain(), []
-    handle = nn.modules.module.register_module_forward_hook(
-        lambda module, _i, _o: seen.append(module) if module is model[0][0] else None
-    )
-    try:
-        optimize(model, model[1][1])
-    finally:
-        handle.remove()
-    assert len(seen) == model[0][0].calls > 5
+def test_ending_there_is_not_taken_for_an_error_of_the_model():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, inputs):
+            try:
+                return self.layer(inputs)
+            except Exception:
+                return self.layer(0 * inputs)
+
+    model = Careful()
+    found = read(model, model.layer, constant(), go_on=False)
+    assert torch.equal(found, constant())
+
+
+def test_a_tuple_of_one_tensor_is_opened():
+    class Tuple(nn.Module):
+        def forward(self, inputs):
+            return (2 * inputs,)
+
+    layer = Tuple()
+    found = read(lambda x: layer(x)[0], layer, constant())
+    assert torch.equal(found, 2 * constant())
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [Pair, lambda *pair: pair])
+def test_what_a_watcher_returns_goes_on_in_the_form_of_the_layer(form):
+    class Two(nn.Module):
+        def forward(self, x):
+            return form(x, 2 * x)
+
+    two = Two()
+    with Layer(two, two).watched(lambda pair: tuple(3 * part for part in pair)):
+        found = two(constant())
+    assert type(found) is type(form(1, 2))
+    assert torch.equal(found[1], 6 * constant())
+    with Layer(two, two).watched(lambda _pair: None):
+        assert torch.equal(two(constant())[1], 2 * constant())
+
+
+def test_what_a_watcher_returns_goes_on_as_the_input_of_the_layer():
+    bilinear = nn.Bilinear(3, 3, 2)
+    left, right = torch.rand(2, 4, 3)
+    with Layer(bilinear, bilinear, at_input=True).watched(lambda pair: pair[::-1]):
+        found = bilinear(left, right)
+    assert torch.equal(found, bilinear(right, left))
+
+
+def test_a_layer_without_tensors_is_told_by_what_it_has():
+    class Gives(nn.Module):
+        def forward(self, value):
+            return value
+
+    layer = Gives()
+    for value, kinds in (
+        ([], "list"),
+        ((), "nothing"),
+        ((constant(), 1), "Tensor, in"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"return a tensor or a tuple .*got {kinds}"
+        ):
+            Layer(layer, layer).read([lambda value=value: layer(value)])
+    two = constant(), constant()
+    with pytest.raises(
+        TypeError, match="return one tensor, got Tensor, Tensor; choose"
+    ):
+        read(layer, layer, two)
+    with pytest.raises(
+        TypeError, match="layer must take one tensor, got tuple; choose"
+    ):
+        Layer(layer, layer, at_input=True).read_one(lambda: layer(two))
+    assert [*layer._forward_hooks, *layer._forward_pre_hooks] == []
+
+
+def test_a_layer_must_run_exactly_once():
+    shared = nn.ReLU()
+    twice = nn.Sequential(shared, nn.Identity(), shared)
+    with pytest.raises(
+        ValueError, match=r"layer must be called once .* got 2 calls of ReLU$"
+    ):
+        read(twice, shared, constant())
+    with pytest.raises(
+        ValueError,
+        match=r"layer must be called once .* got 0 calls of ReLU: it is none",
+    ):
+        read(nn.Identity(), shared, constant())
+
+
+def test_why_a_layer_was_not_called_is_told():
+    model = nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1))
+    for other in (copy.deepcopy(model)[0], nn.ReLU()):
+        assert "it is none of forward_func.modules()" in why_not_called(model, other)
+    assert "out_proj" in why_not_called(model, model[1].out_proj)
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
+    assert "a GraphModule" in why_not_called(traced, getattr(traced, "0"))
+    # Of a function nothing is known.
+    assert "layer.forward(x)" in why_not_called(lambda x: x, nn.ReLU())

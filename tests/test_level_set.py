@@ -153,7 +153,6 @@ def test_chunks_change_nothing():
 
 def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
     ascent = Ascent(EXACT, problem_of(areas=(0.2, 0.11, 0.5), images=2), 0)
-    ascent._start()
     (params,) = ascent.params
     good = params.clone()
     params[1] = -good[1]  # image 0, area 0.11, whose larger neighbour is 0.2
@@ -270,7 +269,6 @@ def test_scores_of_any_magnitude_give_the_same_mask():
 
 def test_fields_that_tie_stay_where_they_are():
     ascent = Ascent(EXACT, problem_of(areas=(0.1, 0.2)), 0)
-    ascent._start()
     before = ascent.params[0].clone()
     ascent.problem._score = lambda x, images: 1.0 + 1e-7 * x[0][:, 0, 0, 0]
     ascent._exchange(ascent._delivered_masks, ascent.problem.areas)
@@ -409,7 +407,6 @@ def test_steps_show_each_background_plain_and_mirrored_in_turn():
     settings = dataclasses.replace(FAST, mirror=True, jitter=0.0)
     ascent = Ascent(settings, problem, 0)
     with torch.no_grad():
-        ascent._start()
         seen.clear()
         for iteration in (0, 1, 2, 3, 14, 15):
             ascent._step(iteration)

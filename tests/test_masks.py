@@ -709,7 +709,7 @@ def test_a_wrong_new_temperature_is_refused():
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 2, 4, 4), (1, 4, 4), (4, 4)])
 def test_parameters_of_a_wrong_shape_are_refused(shape):
     generator = MaskGenerator((8, 8), 2)
-    with pytest.raises(ValueError, match=r"params must have shape \(K, 1, 4, 4\), got"):
+    with pytest.raises(ValueError, match=r"params must be of shape \(K, 1, 4, 4\)"):
         generator(torch.zeros(shape))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import warnings
 
@@ -15,13 +14,11 @@ from torch import nn
 from captum_extremal._base.model import (
     Watch,
     as_found,
-    layer_output,
-    made_in_inference_mode,
+    check_differentiable,
     training_layers,
     uncompiled,
-    why_not_called,
 )
-from tiny_models import Blocks, ConvNet, NoModel, constant, traces, varied
+from tiny_models import Blocks, ConvNet, constant, traces, varied
 
 CPU = torch.device("cpu")
 
@@ -99,32 +96,33 @@ def test_layers_of_a_scripted_model_are_known(training):
     assert training_layers(model) == (["norm", "drop"] if training else [])
 
 
-# --- made_in_inference_mode ---
+# --- check_differentiable ---
 
 
-def test_a_model_made_in_inference_mode_is_known():
-    assert not made_in_inference_mode(Blocks())
+def test_a_model_made_in_inference_mode_is_refused():
+    check_differentiable(Blocks())
     with torch.inference_mode():
         inside = Blocks()
-        assert not made_in_inference_mode(nn.ReLU())
-    assert made_in_inference_mode(inside)
-    assert made_in_inference_mode(nn.Sequential(Blocks(), inside))
+        check_differentiable(nn.ReLU())
+    for model in (inside, nn.Sequential(Blocks(), inside)):
+        with pytest.raises(RuntimeError, match=r"made inside torch\.inference_mode"):
+            check_differentiable(model)
 
 
 def test_a_model_that_was_only_run_in_inference_mode_is_not():
     model = ConvNet().train()
     with torch.inference_mode():
         model(varied((2, 1, 10, 10)))
-        assert not made_in_inference_mode(model)
+        check_differentiable(model)
 
 
 def test_a_model_made_under_no_grad_is_not():
     with torch.no_grad():
-        assert not made_in_inference_mode(Blocks())
+        check_differentiable(Blocks())
 
 
 def test_a_function_is_not_made_in_inference_mode():
-    assert not made_in_inference_mode(lambda x: x)
+    check_differentiable(lambda x: x)
 
 
 # --- as_found ---
@@ -211,78 +209,6 @@ def test_the_model_is_the_same_inside():
     expected = model(constant())
     with as_found(model, CPU):
         assert torch.equal(model(constant()), expected)
-
-
-# --- layer_output ---
-
-
-def test_a_layer_is_read_with_its_graph():
-    model = ConvNet().eval()
-    inputs = varied((2, 1, 10, 10)).requires_grad_()
-    found = layer_output(model, model.norm, inputs)
-    expected = model.norm(model.conv(inputs))
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), inputs)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), inputs)[0])
-
-
-def test_a_forward_may_end_at_the_layer():
-    model = NoModel()
-    reader = nn.Identity()
-    pair = nn.Sequential(reader, model)
-    assert torch.equal(layer_output(pair, reader, constant(), go_on=False), constant())
-    assert model.calls == 0
-    before = traces(pair)
-    with pytest.raises(ZeroDivisionError):
-        layer_output(pair, reader, constant())
-    assert traces(pair) == before
-
-
-def test_ending_there_is_not_taken_for_an_error_of_the_model():
-    class Careful(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Identity()
-
-        def forward(self, inputs):
-            try:
-                return self.layer(inputs)
-            except Exception:
-                return self.layer(0 * inputs)
-
-    model = Careful()
-    found = layer_output(model, model.layer, constant(), go_on=False)
-    assert torch.equal(found, constant())
-
-
-def test_a_tuple_of_one_tensor_is_opened():
-    class Tuple(nn.Module):
-        def forward(self, inputs):
-            return (2 * inputs,)
-
-    layer = Tuple()
-    found = layer_output(lambda x: layer(x)[0], layer, constant())
-    assert torch.equal(found, 2 * constant())
-
-
-def test_a_layer_must_run_exactly_once():
-    shared = nn.ReLU()
-    twice = nn.Sequential(shared, nn.Identity(), shared)
-    with pytest.raises(ValueError, match=r"layer must run once .* but ran 2 times"):
-        layer_output(twice, shared, constant())
-    with pytest.raises(ValueError, match=r"layer must run once .* but ran 0 times"):
-        layer_output(nn.Identity(), shared, constant())
-
-
-def test_why_a_layer_was_not_called_is_told():
-    model = nn.Sequential(nn.Linear(2, 2), nn.MultiheadAttention(2, 1))
-    for other in (copy.deepcopy(model)[0], nn.ReLU()):
-        assert "it is none of forward_func.modules()" in why_not_called(model, other)
-    assert "out_proj" in why_not_called(model, model[1].out_proj)
-    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))
-    assert "a GraphModule" in why_not_called(traced, getattr(traced, "0"))
-    # Of a function nothing is known.
-    assert "layer.forward(x)" in why_not_called(lambda x: x, nn.ReLU())
 
 
 def test_compiled_models_run_as_written_where_hooks_are_needed():

@@ -16,14 +16,13 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from captum_extremal import ExtremalPerturbation
-from captum_extremal.page import embed, notebook_html, to_html
-from captum_extremal.page import svg as curve
-from captum_extremal.page.svg import Scores
+from captum_extremal.curve import Curve
+from captum_extremal.page import embed, notebook_html, svg, to_html
 from captum_extremal.results.extremal import ExtremalResult
 
 AREAS = (0.4, 0.1, 0.2)  # not in order, as a caller may ask
 ORDERED = ["10\N{NO-BREAK SPACE}%", "20\N{NO-BREAK SPACE}%", "40\N{NO-BREAK SPACE}%"]
-EVIL = "<script>alert('x')</script> \"&"
+EVIL = "<script>alert('x')</script> \"& {{ 7 * 7 }} {% if %}"
 
 
 def make_result(num_images=1, size=(16, 16), **others):
@@ -321,16 +320,16 @@ def test_the_method_passes_everything_on():
 
 
 def test_the_dots_stand_at_their_areas_and_scores():
-    scores = Scores([0.1, 0.2, 0.4], [1.0, 2.5, 3.0], [2.0, 1.5, 0.25], 2.25, -0.5, 1)
-    drawing = Page(curve.draw(scores, "scores"))
+    scores = Curve([0.1, 0.2, 0.4], [1.0, 2.5, 3.0], [2.0, 1.5, 0.25], 2.25, -0.5, 1)
+    drawing = Page(svg.draw(scores, "scores"))
     kept, removed = drawing.all("circle", "kept"), drawing.all("rect", "removed")
     xs = [float(dot["cx"]) for dot in kept]
-    assert xs == [curve.place_x(scores, place) for place in range(3)]
+    assert xs == [svg.place_x(scores, place) for place in range(3)]
     assert (xs[2] - xs[1]) == pytest.approx(2 * (xs[1] - xs[0]), abs=0.4)
     ys = [float(dot["cy"]) for dot in kept]
     ys += [float(dot["y"]) + 4 for dot in removed]
     ys += [float(line["y1"]) for line in drawing.all("line", "level")]
-    values = [*scores.kept, *scores.removed, scores.whole, scores.perturbed]
+    values = [*scores.scores, *scores.complement_scores, 2.25, -0.5]
     slope = (ys[0] - ys[1]) / (values[0] - values[1])
     assert slope < 0  # up is more
     for value, y in zip(values, ys, strict=True):
@@ -343,17 +342,17 @@ def test_the_dots_stand_at_their_areas_and_scores():
     "values", [[0.0, 0.0], [5.0, 5.0], [-2.0, -2.0], [1e-9, 3e-9], [-1e9, 1e9]]
 )
 def test_any_scores_can_be_drawn(values):
-    scores = Scores([0.1, 1.0], values, values, values[0], values[1], None)
-    drawing = Page(curve.draw(scores, "scores"))
+    scores = Curve([0.1, 1.0], values, values, values[0], values[1], None)
+    drawing = Page(svg.draw(scores, "scores"))
     heights = [float(dot["cy"]) for dot in drawing.all("circle", "kept")]
     assert len(heights) == 2
-    assert all(0 < height < curve.HEIGHT for height in heights)
+    assert all(0 < height < svg.HEIGHT for height in heights)
 
 
 def test_scores_that_are_no_numbers_are_left_out():
     nan = float("nan")
-    scores = Scores([0.1, 0.2], [nan, 1.0], [nan, nan], nan, 0.0, None)
-    source = curve.draw(scores, "scores")
+    scores = Curve([0.1, 0.2], [nan, 1.0], [nan, nan], nan, 0.0, None)
+    source = svg.draw(scores, "scores")
     (dot,) = Page(source).all("circle", "kept")
     assert dot["data-place"] == "1"
     assert "nan" not in source
@@ -422,11 +421,11 @@ def test_a_result_of_a_run():
         ({"index": -1}, r"index must lie in 0\.\.0, got -1"),
         (
             {"images": torch.rand(3, 16, 16)},
-            r"images must have shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)",
+            r"images must be of shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)",
         ),
-        ({"images": torch.rand(1, 3, 8, 16)}, r"images must have shape .*8, 16\)"),
-        ({"images": torch.rand(2, 3, 16, 16)}, r"images must have shape .*\(2, 3"),
-        ({"images": torch.rand(1, 2, 16, 16)}, r"images must have shape .*\(1, 2"),
+        ({"images": torch.rand(1, 3, 8, 16)}, r"images must be of shape .*8, 16\)"),
+        ({"images": torch.rand(2, 3, 16, 16)}, r"images must be of shape .*\(2, 3"),
+        ({"images": torch.rand(1, 2, 16, 16)}, r"images must be of shape .*\(1, 2"),
         (
             {"images": 2 * torch.ones(1, 3, 16, 16)},
             r"images must lie in \[0, 1\] unless mean and std are given, got 2\.\.2",
@@ -452,7 +451,7 @@ def test_a_result_of_a_run():
                 "images": torch.rand(1, 3, 16, 16),
                 "others": {"IG": torch.rand(16, 16)},
             },
-            r"others\['IG'\] must have shape \(1, C, H, W\), got \(16, 16\)",
+            r"others\['IG'\] must be of shape \(1, C, H, W\), got \(16, 16\)",
         ),
         (
             {

@@ -64,13 +64,14 @@ def _area(area: object) -> float:
 
 
 def check_channel_areas(
-    areas: float | Iterable[float] | Tensor,
+    areas: float | Iterable[float] | Tensor, position: str = "channel"
 ) -> tuple[int | float, ...]:
     """One area or several: an int counts channels, a float is a fraction in (0, 1].
 
     Args:
         areas: A number, a sequence of numbers or a tensor of any shape, whose values
             are copied to the CPU.
+        position: What is counted, for messages.
 
     Returns:
         The areas as plain ints and floats, in their order.
@@ -92,11 +93,43 @@ def check_channel_areas(
     for area in _several("areas", areas):
         if isinstance(area, Integral) and not isinstance(area, bool):
             if area < 1:
-                raise ValueError(f"area must be at least 1 channel, got {area}")
+                raise ValueError(f"area must be at least 1 {position}, got {area}")
             checked.append(int(area))
         else:
             checked.append(_area(area))
     return tuple(checked)
+
+
+def read_areas(text: str, *, channels: bool = False) -> tuple[int | float, ...]:
+    """The areas that a text names, with commas between.
+
+    Args:
+        text: Such as ``"0.05, 0.1"``.
+        channels: Whether a number without a point counts channels.
+
+    Example:
+        >>> read_areas("0.05, 0.1"), read_areas("1,5,0.1", channels=True)
+        ((0.05, 0.1), (1, 5, 0.1))
+        >>> read_areas("5")
+        Traceback (most recent call last):
+        ...
+        ValueError: areas must be numbers in (0, 1], separated by commas, such as '0.05, 0.1, 0.2', got '5'
+    """  # noqa: E501
+    parts = text.replace(",", " ").split()
+    legal, example = "numbers in (0, 1]", "0.05, 0.1, 0.2"
+    if channels:
+        legal, example = f"numbers of channels or, with a point, {legal}", "1, 5, 0.1"
+    try:
+        if not channels:
+            return check_areas(map(float, parts))
+        return check_channel_areas(
+            [float(part) if set(part) & set(".eEnN") else int(part) for part in parts]
+        )
+    except ValueError:
+        raise ValueError(
+            f"areas must be {legal}, separated by commas, such as {example!r}, got "
+            f"{text!r}"
+        ) from None
 
 
 def check_positive(name: str, value: float) -> float:
@@ -267,6 +300,64 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
 
 
+def check_shape(
+    name: str,
+    value: Tensor,
+    shape: str,
+    note: str = "",
+    *,
+    filled: bool = False,
+    **sizes: int | Sequence[int],
+) -> None:
+    """A tensor of a shape.
+
+    Args:
+        name: Of the argument.
+        value: The tensor.
+        shape: A word for each dimension: a number; several, as in ``1|3``; or a letter,
+            for one size wherever it stands. A last ``*S`` is 1 to 3 spatial sizes. Only
+            the first letter's size may be 0.
+        note: Added to what is legal.
+        filled: Not even that may be 0.
+        **sizes: What letters stand for, a whole shape for ``S``.
+
+    Example:
+        >>> import torch
+        >>> check_shape("images", torch.zeros(2, 3, 8, 8), "N 1|3 H W", N=2)
+        >>> check_shape("mask", torch.zeros(2, 8), "K 1 *S", ", as it is", S=(8, 4))
+        Traceback (most recent call last):
+        ...
+        ValueError: mask must be of shape (K, 1, 8, 4), as it is, got (2, 8)
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {_described(value)}")
+    words: list[str] = []
+    for word in shape.split():
+        given = sizes.get(word.removeprefix("*"), word)
+        words += map(str, [given] if isinstance(given, int | str) else given)
+    if not _fits(tuple(value.shape), words, filled):
+        comma = "," if len(words) == 1 else ""
+        legal = f"({', '.join(words)}{comma})".replace("|", " or ")
+        if "*S" in words:
+            legal += " with 1, 2 or 3 spatial sizes"
+        if "*S" in words or filled:
+            legal += ", none of them 0"
+        came = tuple(value.shape)
+        raise ValueError(f"{name} must be of shape {legal}{note}, got {came}")
+
+
+def _fits(found: tuple[int, ...], words: list[str], filled: bool) -> bool:
+    if words[-1] == "*S":
+        words = words + ["S2", "S3"][: max(0, len(found) - len(words))]
+    bound: dict[str, int] = {}
+    return len(found) == len(words) and all(
+        size in map(int, word.split("|"))
+        if word[0].isdigit()
+        else size >= int(place > 0 or filled) and bound.setdefault(word, size) == size
+        for place, (word, size) in enumerate(zip(words, found, strict=True))
+    )
+
+
 def check_spatial(name: str, value: Tensor) -> None:
     """A floating point tensor (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0.
 
@@ -278,15 +369,15 @@ def check_spatial(name: str, value: Tensor) -> None:
         ValueError: inputs must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0, got (2, 5)
     """  # noqa: E501
     check_floating(name, value)
-    if value.dim() not in (3, 4, 5) or 0 in value.shape[1:]:
-        raise ValueError(
-            f"{name} must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of "
-            f"them 0, got {tuple(value.shape)}"
-        )
+    check_shape(name, value, "N C *S")
 
 
-def check_inputs(tensors: Sequence[Tensor]) -> None:
+def check_inputs(tensors: Sequence[Tensor], tables: bool = False) -> None:
     """The tensors of one input: each (N, C, *S), of one N and on one device.
+
+    Args:
+        tensors: The tensors.
+        tables: Whether (N, F) will do as well.
 
     Example:
         >>> import torch
@@ -298,7 +389,8 @@ def check_inputs(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         raise ValueError("inputs must hold at least one tensor, got none")
     for tensor in tensors:
-        check_spatial("inputs", tensor)
+        is_table = isinstance(tensor, Tensor) and tensor.dim() == 2
+        check_spatial("inputs", tensor.unsqueeze(1) if tables and is_table else tensor)
         if len(tensor) == 0:
             raise ValueError("inputs must hold at least one example, got none")
     _agree("in their first dimension N", [len(tensor) for tensor in tensors])

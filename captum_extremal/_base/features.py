@@ -58,13 +58,7 @@ def channel_dim_of(
     ends = [widths for widths in ends if widths]
     own = [(ends[0][:1] if at_input else ends[-1][-1:])] if ends else []
     inside = [width for widths in ends for width in widths]
-    around = [
-        width
-        for model in _models_of(forward_func)
-        for module in model.modules()
-        for width in _widths(module)
-    ]
-    for widths in (*own, inside, around):
+    for widths in (*own, inside, _widths_in(forward_func)):
         found = _matching(shape, widths)
         if found is not None:
             return found
@@ -81,7 +75,7 @@ def hint_at_features(
     found = channel_dim_of(shape, layer, forward_func, at_input)
     if found == 1 or (found is None and len(shape) != 3):
         return False
-    if found is None and _has_convolutions(forward_func):
+    if found is None and not all(width.last for width in _widths_in(forward_func)):
         return False  # as likely a signal's
     sizes = ", ".join(map(str, shape[1:]))
     seems = "may be" if found is None else "seems to be"
@@ -119,13 +113,10 @@ def _models_of(forward_func: Callable[..., Any]) -> list[nn.Module]:
     return [model for model in found if model is not None]
 
 
-def _has_convolutions(forward_func: Callable[..., Any]) -> bool:
-    return any(
-        not width.last
-        for model in _models_of(forward_func)
-        for module in model.modules()
-        for width in _widths(module)
-    )
+def _widths_in(forward_func: Callable[..., Any]) -> list[_Width]:
+    models = _models_of(forward_func)
+    modules = [module for model in models for module in model.modules()]
+    return [width for module in modules for width in _widths(module)]
 
 
 def _widths(module: nn.Module) -> Iterator[_Width]:

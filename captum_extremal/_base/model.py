@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import sys
 import warnings
@@ -65,15 +64,17 @@ class Watch:
         self._found = found
         self._draws = False
         self._counts = False
-        model = module_of(forward_func)
-        modules = [] if model is None else list(model.modules())
-        self.blind = model is None
+        modules = modules_of(forward_func)
+        self.blind = not modules
         self._training = any(getattr(module, "training", False) for module in modules)
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
         """Look at forwards: what is left changed when they are done."""
-        held = [] if self.warned else self._statistics()
+        # In training mode, what it may keep of a batch.
+        looked_at = self._training and not self.warned
+        buffers = _buffers(self._forward_func) if looked_at else []
+        held = [buffer for buffer in buffers if buffer.is_floating_point()]
         before = [tensor.clone() for tensor in held]
         generators = _generators(self._device)
         yield
@@ -97,12 +98,6 @@ class Watch:
             return found
 
         return watched
-
-    def _statistics(self) -> list[Tensor]:
-        """What a model in training mode may keep of a batch."""
-        model = module_of(self._forward_func) if self._training else None
-        held = [] if model is None else list(model.buffers())
-        return [buffer for buffer in held if buffer.is_floating_point()]
 
     def warn(
         self,
@@ -210,6 +205,17 @@ def module_of(forward_func: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def modules_of(forward_func: Callable[..., Any]) -> list[nn.Module]:
+    """The model first, then all that is in it; none of a function."""
+    model = module_of(forward_func)
+    return [] if model is None else list(model.modules())
+
+
+def _buffers(forward_func: Callable[..., Any]) -> list[Tensor]:
+    model = module_of(forward_func)
+    return [] if model is None else list(model.buffers())
+
+
 def _changes_in_training(module: nn.Module) -> bool:
     """Told by the name of the class, which a scripted module keeps."""
     name = getattr(module, "original_name", type(module).__name__)
@@ -230,39 +236,11 @@ def uncompiled() -> AbstractContextManager[object]:
     return stance
 
 
-def why_not_called(forward_func: Callable[..., Any], layer: nn.Module) -> str:
-    """What may keep the hooks of a layer from being called, as the end of a message."""
-    model = module_of(forward_func)
-    if model is not None and all(module is not layer for module in model.modules()):
-        return (
-            "it is none of forward_func.modules(), so that it belongs to another "
-            "model, or to another copy of it (as of copy.deepcopy or torch.export)"
-        )
-    if isinstance(model, torch.fx.GraphModule):
-        return (
-            "a GraphModule runs the operations that it was traced to; explain the "
-            "model that it was traced from"
-        )
-    return (
-        "PyTorch passes a layer's hooks by where it is called as layer.forward(x), "
-        "where another module uses its weights (as MultiheadAttention those of "
-        "out_proj), and in a compiled model that has run (explain the model that was "
-        "compiled, model._orig_mod, or call torch._dynamo.reset() first)"
-    )
-
-
-def made_in_inference_mode(forward_func: Callable[..., Any]) -> bool:
-    """Whether a parameter or buffer can never take part in a gradient."""
-    model = module_of(forward_func)
-    if model is None:
-        return False
-    state = itertools.chain(model.parameters(), model.buffers())
-    return any(tensor.is_inference() for tensor in state)
-
-
 def check_differentiable(forward_func: Callable[..., Any]) -> None:
     """Refuse a model through which no gradient can ever pass."""
-    if made_in_inference_mode(forward_func):
+    model = module_of(forward_func)
+    state = () if model is None else (*model.parameters(), *model.buffers())
+    if any(tensor.is_inference() for tensor in state):
         raise RuntimeError(
             "forward_func was made inside torch.inference_mode(), so no gradient "
             "can pass through it; create or load the model outside of it"
@@ -278,9 +256,7 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
     function that merely calls a model nothing is known, and nothing of that model is
     put back.
     """
-    model = module_of(forward_func)
-    held = [] if model is None else list(model.buffers())
-    buffers = [(buffer, buffer.clone()) for buffer in held]
+    buffers = [(buffer, buffer.clone()) for buffer in _buffers(forward_func)]
     cuda = [device] if device.type == "cuda" else []
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
@@ -297,59 +273,3 @@ def as_found(forward_func: Callable[..., Any], device: torch.device) -> Iterator
                     # Not touched where nothing was: other threads may be using it.
                     if not torch.equal(buffer, before):
                         buffer.copy_(before)
-
-
-class _Reached(BaseException):
-    """Ends a forward at the layer asked for, unseen by ``except Exception``."""
-
-
-def layer_output(
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    inputs: Tensor,
-    go_on: bool = True,
-) -> Tensor:
-    """What a layer gives for some inputs, with its graph; a copy.
-
-    Args:
-        forward_func: The caller's model.
-        layer: A module that it runs.
-        inputs: Passed to ``forward_func``.
-        go_on: Whether the rest of the model runs too, so that a second run of the layer
-            is noticed. If not, its first run ends the forward.
-
-    Returns:
-        The layer's output, safe from what later layers do to it in place.
-
-    Raises:
-        TypeError: If the layer does not give one tensor, alone or in a tuple.
-        ValueError: If the layer does not run exactly once.
-    """
-    outputs: list[Any] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401
-        single = isinstance(output, tuple) and len(output) == 1
-        output = output[0] if single else output
-        outputs.append(output.clone() if isinstance(output, Tensor) else output)
-        if not go_on:
-            raise _Reached
-
-    handle = layer.register_forward_hook(keep)
-    try:
-        forward_func(inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    if len(outputs) != 1:
-        why = "" if outputs else f": {why_not_called(forward_func, layer)}"
-        raise ValueError(
-            "layer must run once in each call of forward_func, but ran "
-            f"{len(outputs)} times{why}"
-        )
-    if not isinstance(outputs[0], Tensor):
-        raise TypeError(
-            f"layer must give one tensor, got {type(outputs[0]).__name__}; choose a "
-            "module inside it"
-        )
-    return outputs[0]

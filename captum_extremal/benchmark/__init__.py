@@ -16,13 +16,13 @@ from captum_extremal.benchmark.datasets import (
     difficult_classes,
     open_images,
 )
-from captum_extremal.benchmark.monotonicity import Monotonicity, monotonicity
 from captum_extremal.benchmark.pairs import Pair, read_pairs
 from captum_extremal.benchmark.processes import Rank, local_device, processes
 from captum_extremal.benchmark.runner import PAPER_AREAS, Plan, run
 from captum_extremal.benchmark.store import Failure, Row, read
 from captum_extremal.benchmark.tables import Report, mean_of, report
 from captum_extremal.benchmark.targets import class_names, imagenet_indices
+from captum_extremal.curve import Monotonicity, monotonicity
 from captum_extremal.methods.adapters import Explained, Options
 from captum_extremal.methods.registry import METHODS, compare, explainer
 from captum_extremal.methods.sanity import randomised, rank_correlation, sanity_check

@@ -24,6 +24,7 @@ from captum_extremal._base import files
 from captum_extremal._base.checks import (
     check_count,
     check_floating,
+    check_shape,
 )
 from captum_extremal.channels.labels import Label, _check_file, _label, _labels
 from captum_extremal.results.saliency import check_sufficient
@@ -171,8 +172,7 @@ class ClassChannels:
 
     def _checked(self, masks: Tensor) -> Tensor:
         check_floating("masks", masks)
-        if masks.dim() != 2 or masks.shape[1] == 0:
-            raise ValueError(f"masks must be of shape (N, K), got {tuple(masks.shape)}")
+        check_shape("masks", masks, "N K")
         self._check_width(masks.shape[1])
         check_sufficient(masks)
         masks = masks.detach().cpu().double()

@@ -24,11 +24,11 @@ from captum_extremal._base import checks
 from captum_extremal._base.captum_door import ProgressBar, progress_bar
 from captum_extremal._base.causes import batches_explained, gradients_of
 from captum_extremal._base.features import hint_at_features
+from captum_extremal._base.layer import Layer, check_module
 from captum_extremal._base.model import (
     Watch,
     as_found,
     check_differentiable,
-    layer_output,
     module_of,
     uncompiled,
 )
@@ -526,11 +526,8 @@ class FeatureInversion:
         )
         try:
             with watch.forwards():
-                found = layer_output(self.forward_func, self.layer, inputs)
-            watch.warn(
-                found[:1],
-                lambda: layer_output(self.forward_func, self.layer, inputs[:1]),
-            )
+                found = self._read(inputs)
+            watch.warn(found[:1], lambda: self._read(inputs[:1]))
         finally:
             self._warned_of_training = watch.warned
         if found.dim() == 0 or len(found) != len(inputs):
@@ -539,6 +536,10 @@ class FeatureInversion:
                 f"an activation of shape {tuple(found.shape)}"
             )
         return found
+
+    def _read(self, inputs: Tensor, go_on: bool = True) -> Tensor:
+        layer = Layer(self.forward_func, self.layer)
+        return layer.read_one(lambda: self.forward_func(inputs), go_on)
 
     def _check_awake(
         self,
@@ -591,9 +592,7 @@ class FeatureInversion:
         _, dtype = self._place()
         inputs = self._normalised(images.to(dtype))
         run = batches_explained(
-            lambda shown, _: layer_output(
-                self.forward_func, self.layer, shown[0], go_on=False
-            ),
+            lambda shown, _: self._read(shown[0], go_on=False),
             "images_per_run",
             rows_of_outputs=True,
         )
@@ -650,11 +649,8 @@ class FeatureInversion:
     def _check_inputs(self, inputs: Tensor) -> None:
         checks.check_floating("inputs", inputs)
         colours = len(self.mean)
-        if inputs.dim() != 4 or inputs.shape[1] != colours or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs must be of shape (N, {colours}, H, W), as mean has {colours} "
-                f"values, got {tuple(inputs.shape)}"
-            )
+        fitting = f", as mean has {colours} values"
+        checks.check_shape("inputs", inputs, "N C H W", fitting, filled=True, C=colours)
 
     def _hint_at_features(self, found: Tensor) -> None:
         if self.channel_dim == 1 and not self._hinted_at_features:
@@ -664,10 +660,7 @@ class FeatureInversion:
 
 
 def _check_layer(forward_func: Callable[..., object], layer: nn.Module) -> None:
-    if not isinstance(layer, nn.Module):
-        raise TypeError(
-            f"layer must be a module of the model, got {type(layer).__name__}"
-        )
+    check_module(layer)
     if isinstance(forward_func, nn.Module) and all(
         module is not layer for module in forward_func.modules()
     ):

@@ -8,10 +8,8 @@ from typing import get_args
 import click
 import torch
 
-from captum_extremal._base import checks
 from captum_extremal.benchmark import (
     DATASETS,
-    METHODS,
     PAPER_AREAS,
     Options,
     Pair,
@@ -29,14 +27,15 @@ from captum_extremal.benchmark.store import Content
 from captum_extremal.benchmark.tables import Format, Measure, Report, flaws_of
 from captum_extremal.benchmark.tables import report as report_of
 from captum_extremal.cli.options import (
+    Areas,
     device_options,
+    methods_option,
     model_options,
     prepare_folder,
     probability_option,
     say,
     seed_option,
 )
-from captum_extremal.methods.registry import names_of
 from captum_extremal.models.networks import load_model
 from captum_extremal.models.probabilities import Rule
 
@@ -68,12 +67,7 @@ _min_probability = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the results; a run goes on where it left off.",
 )
-@click.option(
-    "--methods",
-    default=_DEFAULT_METHODS,
-    show_default=True,
-    help=f"Names with commas between, of {', '.join(METHODS)}.",
-)
+@methods_option("--methods", "Names with commas between, of {}.", _DEFAULT_METHODS)
 @model_options(
     "State dict of the model; with as many outputs as the data set has classes "
     "for a fine-tuned one."
@@ -87,7 +81,8 @@ _min_probability = click.option(
 )
 @click.option(
     "--areas",
-    help="Of the extremal methods, with commas between.  [default: the paper's]",
+    type=Areas(),
+    help="Of the extremal methods.  [default: the paper's]",
 )
 @click.option(
     "--layer", help="Of grad-cam, mwp and cmwp.  [default: the last feature map]"
@@ -121,12 +116,12 @@ def benchmark(
     dataset: str,
     root: Path,
     output: Path,
-    methods: str,
+    methods: tuple[str, ...],
     model: str,
     weights: Path | None,
     size: int | None,
     resize: Resize,
-    areas: str | None,
+    areas: tuple[float, ...] | None,
     layer: str | None,
     seed: int,
     steps: int | None,
@@ -145,10 +140,8 @@ def benchmark(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    names = names_of([name.strip() for name in methods.split(",")])
-    options = Options(
-        layer, _areas(areas, dataset), seed=seed, steps=steps, probability=probability
-    )
+    areas = PAPER_AREAS[dataset] if areas is None else areas
+    options = Options(layer, areas, seed=seed, steps=steps, probability=probability)
     labels = class_names(dataset)
     pairs = None if pairs_file is None else read_pairs(pairs_file, labels)
     hard = None if difficult == _RULE else read_pairs(difficult, labels, "difficult")
@@ -159,7 +152,7 @@ def benchmark(
         images,
         loaded.model.to(local_device(device)),
         loaded.preprocess,
-        names,
+        methods,
         model_name=model,
         options=options,
         resize=resize,
@@ -251,12 +244,3 @@ def _print(found: Report, form: Format) -> None:
         say(f"\n{len(found.flaws)} {what} in records of objects:", err=True)
     for line in found.flaws:
         say(f"  {line}", err=True)
-
-
-def _areas(given: str | None, dataset: str) -> tuple[float, ...]:
-    if given is None:
-        return PAPER_AREAS[dataset]
-    try:
-        return tuple(sorted(set(checks.check_areas(map(float, given.split(","))))))
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}, in {given!r}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._attribution import SearchInterrupted
-from captum_extremal._base import checks
 from captum_extremal._base.features import channel_dim_of
+from captum_extremal._base.layer import Layer
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.channel import ChannelExtremalPerturbation
 from captum_extremal.cli.options import (
+    Areas,
     check_distinct,
     device_options,
     figure_path,
@@ -54,24 +54,6 @@ _AREAS = "1,0.02,0.05,0.1,0.15,0.2,0.3,0.5"
 _LISTED = 20  # channels in a line of the list
 
 
-def _parse_areas(
-    context: click.Context, option: click.Parameter, value: str
-) -> tuple[float, ...]:
-    """Turn ``"1,5,0.1"`` into ints where there is no point and floats elsewhere."""
-    del context, option
-    parts = [part.strip() for part in value.split(",")]
-    try:
-        numbers = [float(p) if set(p) & set(".eEnN") else int(p) for p in parts]
-    except ValueError:
-        raise click.UsageError(
-            f"--areas: must be numbers with commas between, got {value!r}"
-        ) from None
-    try:
-        return checks.check_channel_areas(numbers)
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}") from None
-
-
 def _parse_dim(
     context: click.Context, option: click.Parameter, value: str
 ) -> int | None:
@@ -96,10 +78,9 @@ def _parse_dim(
 )
 @click.option(
     "--areas",
-    metavar="A,...",
+    type=Areas(channels=True),
     default=_AREAS,
     show_default=True,
-    callback=_parse_areas,
     help="Numbers of channels, or with a point fractions of them: 1 is one channel, "
     "1.0 all.",
 )
@@ -167,14 +148,15 @@ def channels(
     view, inputs = loaded.preprocess(picture)
     network = loaded.model.to(torch.device(device))
     inputs = inputs[None].to(torch.device(device))
-    with _watched(module, search["layer_input"]) as seen:
-        outputs = outputs_of(network, inputs)
-    if seen and isinstance(seen[-1], tuple) and len(seen[-1]) > 1:
-        raise click.UsageError(
-            f"--layer must give one tensor, got {len(seen[-1])} of them"
-        )
+    read = Layer(network, module, search["layer_input"])
+    seen: list[Tensor] = []
+    try:
+        activation = read.read_one(lambda: seen.append(outputs_of(network, inputs)))
+    except TypeError as error:
+        raise click.UsageError(f"--layer: {error}") from error
+    (outputs,) = seen
     if channel_dim is None:
-        channel_dim = _told_by_widths(seen, module, network, search["layer_input"])
+        channel_dim = _told_by_widths(activation.shape, read, network)
     search["channel_dim"] = channel_dim
     check_rule(outputs, probability)
     chosen = int(outputs.argmax())
@@ -200,34 +182,13 @@ def channels(
         say(f"wrote {shown(path)}")
 
 
-@contextmanager
-def _watched(module: nn.Module, at_input: bool) -> Iterator[list[object]]:
-    """What a layer takes in or gives out."""
-    seen: list[object] = []
-    if at_input:
-        handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args))
-    else:
-        handle = module.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _told_by_widths(
-    seen: Sequence[object], module: nn.Module, network: nn.Module, at_input: bool
-) -> int:
+def _told_by_widths(shape: torch.Size, layer: Layer, network: nn.Module) -> int:
     """The dimension of the channels; 1 where nothing says otherwise of maps."""
-    value = seen[-1] if seen else None
-    if isinstance(value, tuple) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        return 1  # which the search refuses
-    found = channel_dim_of(value.shape, module, network, at_input)
-    if found is None and value.dim() == 3:
+    found = channel_dim_of(shape, layer.module, network, layer.at_input)
+    if found is None and len(shape) == 3:
         raise click.UsageError(
             "--channel-dim must say which dimension the channels are of "
-            f"{tuple(value.shape)}, 1 or 2: no width of a layer tells"
+            f"{tuple(shape)}, 1 or 2: no width of a layer tells"
         )
     return 1 if found is None else found
 
@@ -252,13 +213,10 @@ class _Found:
     def lines(self) -> Iterator[str]:
         """The table and the list."""
         result = self.result
-        a_star = float(result.smallest_sufficient_count()[0])
+        a_star = result.curve().smallest_sufficient
         yield _ROW.format("channels", "kept", "removed", "p(kept)", "")
         # Of areas that come to the same count the first, whose mask is as good.
-        places = {
-            count: place for place, count in reversed([*enumerate(result.counts)])
-        }
-        order = [place for _, place in sorted(places.items())]
+        order = [result.counts.index(count) for count in sorted(set(result.counts))]
         for place in order:
             count = result.counts[place]
             yield _ROW.format(

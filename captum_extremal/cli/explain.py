@@ -13,7 +13,7 @@ An error is one line, and the exit code is 2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,11 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._attribution import SearchInterrupted
-from captum_extremal._base import checks
-from captum_extremal.benchmark import METHODS, Options, compare
+from captum_extremal.attribution.masks import DEFAULT_AREAS
+from captum_extremal.attribution.running import SearchInterrupted
 from captum_extremal.cli.options import (
+    Areas,
+    Named,
     Option,
     check_distinct,
     device_options,
@@ -32,6 +33,7 @@ from captum_extremal.cli.options import (
     file_options,
     game_option,
     label_of,
+    methods_option,
     model_options,
     open_picture,
     outputs_of,
@@ -48,8 +50,8 @@ from captum_extremal.cli.options import (
     write_figure,
 )
 from captum_extremal.cli.table import Found, View, table
-from captum_extremal.extremal import DEFAULT_AREAS, PERTURBATIONS, ExtremalPerturbation
-from captum_extremal.methods.registry import names_of
+from captum_extremal.extremal import ExtremalPerturbation
+from captum_extremal.methods import Options, compare
 from captum_extremal.models.networks import LoadedModel, load_model
 from captum_extremal.models.probabilities import (
     Rule,
@@ -58,8 +60,9 @@ from captum_extremal.models.probabilities import (
     rule_for,
     told,
 )
+from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.perturbations.apply import apply_mask
-from captum_extremal.solvers import GradientSolver, LevelSetSolver, SearchSolver, Solver
+from captum_extremal.solvers import SOLVERS, Solver
 from captum_extremal.solvers.rewards import Game
 from captum_extremal.visualization import plot_methods, plot_result
 
@@ -70,61 +73,20 @@ DEMO_PICTURES = ("coffee", "camera", "chelsea")
 DEMO_AREAS = (0.05, 0.1, 0.2, 0.4)
 
 
-def _parse_areas(
-    context: click.Context, option: click.Parameter, values: Sequence[str]
-) -> tuple[float, ...]:
-    """Turn ``("0.05,0.1", "0.2")`` into numbers, in growing order, each once."""
-    del context, option
-    parts = [part for value in values for part in value.split(",")]
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        raise click.UsageError(
-            f"--areas: must be numbers in (0, 1] with commas between, got "
-            f"{','.join(values)!r}"
-        ) from None
-    try:
-        return tuple(sorted(set(checks.check_areas(numbers))))
-    except ValueError as error:
-        raise click.UsageError(f"--areas: {error}") from None
-
-
-def _parse_methods(
-    context: click.Context, option: click.Parameter, text: str | None
-) -> tuple[str, ...]:
-    """Turn ``"ig,occlusion"`` into names of methods, each once."""
-    del context, option
-    if text is None:
-        return ()
-    try:
-        return names_of([name.strip() for name in text.split(",")])
-    except ValueError as error:
-        raise click.UsageError(f"--compare: {error}") from None
-
-
-# Name -> the solver, and what its budget is called.
-_SOLVERS: dict[str, tuple[Callable[..., Solver], str]] = {
-    "level-set": (LevelSetSolver, "iterations"),
-    "search": (SearchSolver, "evaluations"),
-    "gradient": (GradientSolver, "iterations"),
-}
-
-
 def _shared_options(default_areas: Sequence[float]) -> Option:
     """The options of both commands."""
     return together(
         click.option(
             "--areas",
-            metavar="A,...",
+            type=Areas(),
             multiple=True,
             default=[",".join(map(str, default_areas))],
             show_default=True,
-            callback=_parse_areas,
             help="Fractions of the picture, in (0, 1]; may be repeated.",
         ),
         click.option(
             "--solver",
-            type=click.Choice(tuple(_SOLVERS)),
+            type=Named(SOLVERS),
             default="level-set",
             show_default=True,
             help="How masks are searched.",
@@ -135,13 +97,10 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             help="Gradients of each mask; of search, perturbed pictures.  "
             "[default: the solver's own]",
         ),
-        click.option(
+        methods_option(
             "--compare",
-            "methods",
-            metavar="NAME,...",
-            callback=_parse_methods,
-            help="Also draw the maps of other methods side by side, each by its own "
-            f"defaults: {', '.join(METHODS)}.",
+            "Also draw the maps of other methods side by side, each by its own "
+            "defaults: {}.",
         ),
         click.option(
             "--layer",
@@ -193,7 +152,7 @@ def demo(output: Path, pictures: tuple[str, ...], **options: Any) -> None:  # no
 @game_option("Keep the score high inside the mask, low outside it, or both.")
 @click.option(
     "--perturbation",
-    type=click.Choice(list(PERTURBATIONS)),
+    type=Named(PERTURBATIONS),
     default="blur",
     show_default=True,
     help="What happens to the rest: it is blurred, or fades to the mean colour.",
@@ -272,6 +231,7 @@ class _Settings:
     @classmethod
     def of(
         cls,
+        areas: Sequence[Sequence[float]],
         solver: str,
         steps: int | None,
         time_limit: float | None,
@@ -281,10 +241,11 @@ class _Settings:
     ) -> _Settings:
         if threads is not None:
             torch.set_num_threads(threads)
-        kind, budget = _SOLVERS[solver]
-        given = {} if steps is None else {budget: steps}
-        made = kind(**given, time_limit=time_limit)
-        return cls(device=torch.device(device), solver=made, **options)
+        made = SOLVERS[solver](time_limit=time_limit)
+        if steps is not None:
+            made = made.with_steps(steps)
+        growing = tuple(sorted({area for several in areas for area in several}))
+        return cls(growing, torch.device(device), made, **options)
 
 
 def _search(

@@ -8,25 +8,40 @@ progress bar and errors go to stderr, and after an error the exit code is 2.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from captum_extremal.cli.benchmark import benchmark, report
-from captum_extremal.cli.channels import channels
-from captum_extremal.cli.explain import demo, explain
-from captum_extremal.cli.options import (
-    say,
-    shown,
-)
+from captum_extremal.cli.printing import say, shown
 
 # What can be wrong with what the user gave; anything else is a bug and keeps its
 # traceback. The assertion errors are torch's, of devices that are not there.
 _USER_ERRORS = (ValueError, RuntimeError, AssertionError, OSError, ImportError)
 
 
-class _OneLineErrors(click.Group):
-    """A group whose errors are one line on stderr and exit code 2."""
+# Command -> its module.
+_COMMANDS = {
+    "benchmark": "benchmark",
+    "channels": "channels",
+    "demo": "explain",
+    "explain": "explain",
+    "report": "benchmark",
+}
+
+
+class _Commands(click.Group):
+    """Loads the command that is called; errors are one line and exit code 2."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module = import_module(f"captum_extremal.cli.{_COMMANDS[name]}")
+        command: click.Command = getattr(module, name)
+        return command
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
         kwargs["standalone_mode"] = False
@@ -46,14 +61,10 @@ def _fail(message: str, exit_code: int = 2) -> NoReturn:
     sys.exit(exit_code)
 
 
-@click.group(cls=_OneLineErrors, invoke_without_command=True)
+@click.group(cls=_Commands, invoke_without_command=True)
 @click.version_option(package_name="captum_extremal", prog_name="captum-extremal")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Show which part of a picture a network needs for its answer."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (demo, explain, channels, benchmark, report):
-    main.add_command(command)

@@ -6,7 +6,7 @@ import difflib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -15,10 +15,11 @@ import click
 import torch
 from torch import Tensor, nn
 
-from captum_extremal._base import files
+from captum_extremal._base import checks, files
 from captum_extremal.cli.picture_file import open_picture as open_picture
 from captum_extremal.cli.printing import say as say
 from captum_extremal.cli.printing import shown as shown
+from captum_extremal.methods.registry import METHODS, names_of
 from captum_extremal.models.probabilities import RULES
 from captum_extremal.solvers.rewards import Game
 
@@ -32,6 +33,73 @@ _FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 
 
 # --- options ---
+
+
+class Areas(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
+    """Numbers with commas between: fractions in growing order, each once.
+
+    Args:
+        channels: Whether ints are numbers of channels; then the order stays.
+    """
+
+    name = "A,..."
+
+    def __init__(self, *, channels: bool = False) -> None:
+        self.channels = channels
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """A text -> its areas."""
+        try:
+            areas = checks.read_areas(str(value), channels=self.channels)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return areas if self.channels else tuple(sorted(set(areas)))
+
+
+class Named(click.Choice):  # type: ignore[type-arg]
+    """A key of a registry as it is when the command runs, with what was added."""
+
+    choices = property(lambda self: tuple(self._names), lambda *_: None)
+
+    def __init__(self, names: Mapping[str, object]) -> None:
+        self._names = names
+        super().__init__(())
+
+
+class _MethodsOption(click.Option):
+    """``{}`` in its help stands for the methods that there are by then."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].format(", ".join(METHODS)))
+
+
+def methods_option(name: str, help_text: str, default: str | None = None) -> Option:
+    """``methods`` under some name: those named, each once."""
+
+    def parse(
+        context: click.Context, option: click.Parameter, text: str | None
+    ) -> tuple[str, ...]:
+        if text is None:
+            return ()
+        try:
+            return names_of([part.strip() for part in text.split(",")])
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, option) from None
+
+    return click.option(
+        name,
+        "methods",
+        cls=_MethodsOption,
+        metavar="NAME,...",
+        default=default,
+        show_default=True,
+        callback=parse,
+        help=help_text,
+    )
 
 
 def together(*options: Option) -> Option:

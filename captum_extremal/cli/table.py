@@ -63,7 +63,6 @@ def table(found: Found) -> list[str]:
 
 def _input_row(found: Found, index: int) -> tuple[str, ...]:
     result = found.result
-    a_star = result.smallest_sufficient_area()[index]
     return (
         _shortened(found.views[index].name, 14),
         _shortened(found.targets[index], 20),
@@ -72,7 +71,7 @@ def _input_row(found: Found, index: int) -> tuple[str, ...]:
         f"{result.input_score[index]:.2f}",
         "",
         f"{found.input_probability[index]:.3f}",
-        "" if a_star.isfinite() else "no area reaches this score",
+        "no area reaches this score" if result.curve(index).a_star is None else "",
     )
 
 
@@ -83,7 +82,7 @@ def _shortened(text: str, width: int) -> str:
 
 def _mask_rows(found: Found, index: int) -> Iterator[tuple[str, ...]]:
     result = found.result
-    a_star = result.smallest_sufficient_area()[index]
+    a_star = result.curve(index).smallest_sufficient
     for place, area in enumerate(result.areas):
         yield (
             "",
@@ -93,7 +92,7 @@ def _mask_rows(found: Found, index: int) -> Iterator[tuple[str, ...]]:
             f"{result.scores[index, place]:.2f}",
             f"{result.complement_scores[index, place]:.2f}",
             f"{found.probability[index, place]:.3f}",
-            "a*" if a_star == area else "",
+            "a*" if area == a_star else "",
         )
 
 

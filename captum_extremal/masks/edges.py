@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base.axes import scales
+from captum_extremal.masks.area import area_count
 
 # Numbers at a time, a megabyte: about a second-level cache; and in a line of it.
 _CPU_CHUNK = 2**18
@@ -55,6 +56,24 @@ def largest(values: Tensor, counts: Sequence[int]) -> Tensor:
         else:
             regions[rows] = _largest_of_few(numbers[rows], count)
     return regions.view(values.shape)
+
+
+def binary(masks: Tensor, areas: Sequence[float]) -> Tensor:
+    """The largest values of each mask as ones, the others as zeros.
+
+    Args:
+        masks: (K, 1, *S), whose rows take the areas in turn.
+        areas: Fractions of the positions.
+
+    Returns:
+        Of the shape and type of ``masks``.
+
+    Example:
+        >>> binary(torch.tensor([[[0.2, 0.9, 0.4, 0.1]]]), [0.5])
+        tensor([[[0., 1., 1., 0.]]])
+    """
+    counts = [area_count(masks[0].numel(), area) for area in areas]
+    return largest(masks.squeeze(1), counts).to(masks).unsqueeze(1)
 
 
 def _largest_of_few(rows: Tensor, count: int) -> Tensor:

@@ -37,6 +37,7 @@ from captum_extremal._base.checks import (
     check_floating,
     check_non_negative,
     check_positive,
+    check_shape,
 )
 from captum_extremal.masks._engines import (
     LOG2_E,
@@ -457,11 +458,7 @@ class MaskGenerator(nn.Module):
     def _check_params(self, params: Tensor) -> None:
         if params.dtype not in MAX_EXPONENT:
             raise TypeError(f"params must be float32 or float64, got {params.dtype}")
-        if tuple(params.shape[1:]) != (1, *self.params_size):
-            legal = ", ".join(str(side) for side in self.params_size)
-            raise ValueError(
-                f"params must have shape (K, 1, {legal}), got {tuple(params.shape)}"
-            )
+        check_shape("params", params, "K 1 *S", S=self.params_size)
 
     def _engine(self, params: Tensor) -> Engine:
         """The faster way to the same mask; its tables are made once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,11 @@ from captum.attr import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captum_extremal._base import files
 from captum_extremal._base.checks import check_areas, check_choice, check_count
 from captum_extremal._base.model import uncompiled
-from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
+from captum_extremal.attribution.masks import DEFAULT_AREAS
+from captum_extremal.extremal import ExtremalPerturbation
 from captum_extremal.methods.excitation import ExcitationBackprop
 from captum_extremal.methods.meaningful import MeaningfulPerturbation
 from captum_extremal.methods.relus import with_hookable_relus
@@ -31,7 +32,6 @@ from captum_extremal.methods.rise import RISE
 from captum_extremal.metrics import masks_to_saliency
 from captum_extremal.models.networks import named_layer
 from captum_extremal.models.probabilities import RULES, Rule, probabilities
-from captum_extremal.solvers import SearchSolver
 from captum_extremal.solvers.rewards import GAMES, Game
 
 _SEEDS = 2**63  # of torch.Generator
@@ -210,45 +210,47 @@ def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
     return explain
 
 
-def _grad_cam(model: nn.Module, options: Options) -> Explain:
-    layer = None if options.layer is None else named_layer(model, options.layer)
+def _of_layer(
+    name: str, attribute: Callable[[nn.Module, nn.Module, Tensor, Tensor], object]
+) -> Method:
+    """What a method says of a layer, summed over its channels and enlarged."""
 
-    def explain(inputs: Tensor, target: Tensor) -> Explained:
-        nonlocal layer
-        with uncompiled():
-            layer = last_feature_map(model, inputs) if layer is None else layer
-            maps = LayerGradCam(model, layer).attribute(
-                _leaf(inputs), target, relu_attributions=True
-            )
-        if not isinstance(maps, Tensor) or maps.dim() != 4:
-            raise ValueError("layer must give one map (N, C, h, w) for grad-cam")
-        return Explained(
-            F.interpolate(maps.detach(), inputs.shape[2:], mode="bilinear")
-        )
-
-    return explain
-
-
-def _excitation(*, contrastive: bool) -> Callable[[nn.Module, Options], Explain]:
     def build(model: nn.Module, options: Options) -> Explain:
         layer = None if options.layer is None else named_layer(model, options.layer)
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             nonlocal layer
-            if layer is None:
-                with uncompiled():
-                    layer = last_feature_map(model, inputs)
-            maps = ExcitationBackprop(model, layer).attribute(
-                inputs, target, contrastive=contrastive
-            )
+            with uncompiled():
+                layer = last_feature_map(model, inputs) if layer is None else layer
+                maps = attribute(model, layer, inputs, target)
             if not isinstance(maps, Tensor) or maps.dim() != 4:
-                raise ValueError("layer must give one map (N, C, h, w) for mwp, cmwp")
+                raise ValueError(f"layer must give one map (N, C, h, w) for {name}")
             total = maps.detach().sum(dim=1, keepdim=True)
             return Explained(F.interpolate(total, inputs.shape[2:], mode="bilinear"))
 
         return explain
 
-    return build
+    return Method(build, ("layer",))
+
+
+def _grad_cam(
+    model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor
+) -> object:
+    return LayerGradCam(model, layer).attribute(
+        _leaf(inputs), target, relu_attributions=True
+    )
+
+
+def _excitation(
+    model: nn.Module,
+    layer: nn.Module,
+    inputs: Tensor,
+    target: Tensor,
+    contrastive: bool = False,
+) -> object:
+    return ExcitationBackprop(model, layer).attribute(
+        inputs, target, contrastive=contrastive
+    )
 
 
 def _of_probability(
@@ -305,7 +307,8 @@ def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
 
     def build(model: nn.Module, options: Options) -> Explain:
         method = ExtremalPerturbation(model, **arguments)
-        method.solver = _with_steps(method.solver, options.steps)
+        if options.steps is not None:
+            method.solver = arguments["solver"].with_steps(options.steps)
 
         def explain(inputs: Tensor, target: Tensor) -> Explained:
             result = method.optimize(
@@ -314,13 +317,8 @@ def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
             assert isinstance(result.masks, Tensor)  # one input tensor
             saliency = masks_to_saliency(result.masks)
             assert isinstance(saliency, Tensor)
-            curve = {
-                "areas": list(result.areas),
-                "scores": result.scores.tolist(),
-                "complement_scores": result.complement_scores.tolist(),
-                "input_score": result.input_score.tolist(),
-                "perturbed_score": result.perturbed_score.tolist(),
-            }
+            curve: dict[str, list[Any]] = {"areas": list(result.areas)}
+            curve |= {name: getattr(result, name).tolist() for name in files.SCORES}
             return Explained(saliency, result.masks, curve)
 
         return explain
@@ -347,10 +345,3 @@ def _without_hook_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
         yield
-
-
-def _with_steps(solver: Any, steps: int | None) -> Any:  # noqa: ANN401
-    if steps is None:
-        return solver
-    budget = "evaluations" if isinstance(solver, SearchSolver) else "iterations"
-    return dataclasses.replace(solver, **{budget: steps})

@@ -15,9 +15,7 @@ the model get a backward that does this (`_rules`), and autograd walks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Callable
 
 import torch
 from captum.attr import LayerAttribution
@@ -33,13 +31,14 @@ from captum_extremal._base.captum_door import (
     run_forward,
     select_targets,
 )
+from captum_extremal._base.layer import Layer, check_module
 from captum_extremal._base.model import (
-    as_found,
-    made_in_inference_mode,
+    check_differentiable,
+    modules_of,
     training_layers,
     uncompiled,
-    why_not_called,
 )
+from captum_extremal.attribution.on_model import OnModel
 from captum_extremal.methods.excitation_rules import (
     ExcitationMode,
     check_path,
@@ -47,7 +46,7 @@ from captum_extremal.methods.excitation_rules import (
 )
 
 
-class ExcitationBackprop(LayerAttribution):
+class ExcitationBackprop(OnModel, LayerAttribution):
     r"""Marginal winning probability (MWP) of a layer's neurons, and contrastive MWP.
 
     MWP starts with probability 1 at the target and is a probability distribution over
@@ -114,19 +113,13 @@ class ExcitationBackprop(LayerAttribution):
         device_ids: list[int] | None = None,
     ) -> None:
         checks.check_callable("forward_func", forward_func)
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layer must be a module, got {type(layer).__name__}")
+        check_module(layer)
         if device_ids is not None:
             raise ValueError(
                 "device_ids must be None, a model is followed on one device only, got "
                 f"{device_ids}"
             )
         super().__init__(forward_func, layer, device_ids)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as probabilities are not scaled by the activations."""
-        return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -180,24 +173,17 @@ class ExcitationBackprop(LayerAttribution):
             for arg in as_arguments(additional_forward_args)
         )
         device = tensors[0].device
-        with (
-            as_found(self.forward_func, device),
-            torch.inference_mode(False),
-            uncompiled(),
-        ):
+        with self._model_as_found(device), uncompiled():
             copies = tuple(tensor.detach().clone() for tensor in tensors)
+            taps: list[Tensor] = []
+            layer = Layer(self.forward_func, self.layer, attribute_to_layer_input)
             with (
                 torch.no_grad(),
-                _tapped(self.layer, attribute_to_layer_input) as taps,
+                layer.watched(lambda found: _tapped(found, taps), only_one=True),
                 ExcitationMode(),
             ):
                 outputs = run_forward(self.forward_func, copies, arguments)
-            if not taps:
-                raise ValueError(
-                    "layer must be called once in a forward of forward_func, got 0 "
-                    f"calls: {why_not_called(self.forward_func, self.layer)}"
-                )
-            tap = _the_only(taps)
+            (tap,) = taps
             with torch.enable_grad():
                 chosen = select_targets(outputs, target)
             _check_scores(chosen, len(tensors[0]))
@@ -208,20 +194,9 @@ class ExcitationBackprop(LayerAttribution):
                 probabilities = probabilities - _walk(chosen, tap)
         return probabilities.contiguous()
 
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for most of Captum's methods."""
-        raise NotImplementedError(
-            "attribute_future is not implemented for ExcitationBackprop"
-        )
-
     def _check_model(self) -> None:
-        if made_in_inference_mode(self.forward_func):
-            raise RuntimeError(
-                "forward_func was made inside torch.inference_mode(), so it cannot "
-                "be walked back through; create or load the model outside of it"
-            )
-        model = getattr(self.forward_func, "__self__", self.forward_func)
-        for module in (*_modules(model), *_modules(self.layer)):
+        check_differentiable(self.forward_func)
+        for module in (*modules_of(self.forward_func), *self.layer.modules()):
             if isinstance(module, torch.jit.ScriptModule | nn.DataParallel):
                 raise TypeError(
                     "forward_func must be a model in plain Python on one device, got "
@@ -235,10 +210,6 @@ class ExcitationBackprop(LayerAttribution):
             )
 
 
-def _modules(model: object) -> Iterator[nn.Module]:
-    return model.modules() if isinstance(model, nn.Module) else iter(())
-
-
 def _check_scores(chosen: Tensor, count: int) -> None:
     if chosen.numel() != count:
         raise ValueError(
@@ -250,49 +221,16 @@ def _check_scores(chosen: Tensor, count: int) -> None:
 # --- where the walk ends ---
 
 
-@contextmanager
-def _tapped(layer: nn.Module, at_input: bool) -> Iterator[list[Tensor]]:
-    """Let the record start at what leaves (or enters) the layer, collected in a list.
+def _tapped(found: tuple[Tensor, ...], taps: list[Tensor]) -> tuple[Tensor]:
+    """Let the record start at the layer's tensor, collected in a list.
 
     What the model computes before it is not recorded.
     """
-    taps: list[Tensor] = []
-
-    def tap(given: object) -> Tensor:
-        value = given[0] if isinstance(given, tuple) and len(given) == 1 else given
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            came = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            way = "take" if at_input else "return"
-            raise TypeError(f"layer must {way} one floating point tensor, got {came}")
-        taps.append(value.detach().clone().requires_grad_())
-        torch.set_grad_enabled(True)
-        # A copy, since a later layer may work in place on what it gets.
-        return taps[-1].clone()
-
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        return (tap(args),)
-
-    def after(_: nn.Module, __: object, output: object) -> Tensor | tuple[Tensor]:
-        return (tap(output),) if isinstance(output, tuple) else tap(output)
-
-    hook = (
-        layer.register_forward_pre_hook(before)
-        if at_input
-        else layer.register_forward_hook(after)
-    )
-    try:
-        yield taps
-    finally:
-        hook.remove()
-
-
-def _the_only(taps: list[Tensor]) -> Tensor:
-    if len(taps) != 1:
-        raise ValueError(
-            "layer must be called once in a forward of forward_func, got "
-            f"{len(taps)} calls"
-        )
-    return taps[0]
+    checks.check_floating("what layer gives", found[0])
+    taps.append(found[0].detach().clone().requires_grad_())
+    torch.set_grad_enabled(True)
+    # A copy, since a later layer may work in place on what it gets.
+    return (taps[-1].clone(),)
 
 
 def _walk(chosen: Tensor, tap: Tensor) -> Tensor:

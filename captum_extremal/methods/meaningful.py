@@ -18,7 +18,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -26,7 +26,6 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._attribution import watched
 from captum_extremal._base import checks
 from captum_extremal._base.axes import scaled, scales
 from captum_extremal._base.captum_door import (
@@ -37,7 +36,8 @@ from captum_extremal._base.captum_door import (
     progress_bar,
     score_of_rows,
 )
-from captum_extremal._base.model import Watch, as_found, check_differentiable
+from captum_extremal._base.model import check_differentiable
+from captum_extremal.attribution.on_model import OnModel, watched
 from captum_extremal.masks.lattice import LINEAR
 from captum_extremal.perturbations.apply import apply_mask
 from captum_extremal.perturbations.blur import gaussian_blur
@@ -51,7 +51,7 @@ _CELLS_OF_SIGNAL = 128  # along an only axis
 Score = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 
 
-class MeaningfulPerturbation(PerturbationAttribution):
+class MeaningfulPerturbation(OnModel, PerturbationAttribution):
     """The smallest smooth mask that makes the score vanish, or keeps it.
 
     The weights of its terms are made for the softmax probability, so let
@@ -101,12 +101,6 @@ class MeaningfulPerturbation(PerturbationAttribution):
         checks.check_callable("forward_func", forward_func)
         self.perturbation = _Blur() if perturbation is None else perturbation
         checks.check_method("perturbation", self.perturbation, "levels")
-        self._warned_of_training = False
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as a mask is not scaled by the input."""
-        return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -188,8 +182,7 @@ class MeaningfulPerturbation(PerturbationAttribution):
         )  # fmt: skip
         device = tensors[0].device
         check_differentiable(self.forward_func)
-        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
-        with as_found(self.forward_func, device), torch.inference_mode(False):
+        with self._model_as_found(device) as watch:
             score = score_of_rows(
                 self.forward_func,
                 len(tensors[0]),
@@ -210,7 +203,6 @@ class MeaningfulPerturbation(PerturbationAttribution):
                 ]
             finally:
                 bar.close()
-                self._warned_of_training = watch.warned
             masks = [torch.cat(several) for several in zip(*parts, strict=True)]
             attributions = tuple(
                 (1 - mask if game == "deletion" else mask)
@@ -220,12 +212,6 @@ class MeaningfulPerturbation(PerturbationAttribution):
                 for mask, x in zip(masks, tensors, strict=True)
             )
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
-
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for Captum's other perturbation methods."""
-        raise NotImplementedError(
-            "attribute_future is not implemented for MeaningfulPerturbation"
-        )
 
 
 @dataclass(frozen=True)

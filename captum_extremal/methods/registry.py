@@ -26,13 +26,14 @@ extremal-torchray
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_extremal import presets
-from captum_extremal._base.checks import check_choice
+from captum_extremal._base.checks import check_choice, check_shape
 from captum_extremal.methods.adapters import (
     Explain,
     Method,
@@ -46,6 +47,7 @@ from captum_extremal.methods.adapters import (
     _guided_backprop,
     _integrated_gradients,
     _occlusion,
+    _of_layer,
     _of_probability,
 )
 from captum_extremal.methods.meaningful import MeaningfulPerturbation
@@ -118,11 +120,7 @@ def compare(
     """
     names = names_of([methods] if isinstance(methods, str) else methods)
     check_evaluation(model)
-    if inputs.dim() != 4 or 0 in inputs.shape:
-        raise ValueError(
-            "inputs must have shape (N, C, H, W), none of them 0, got "
-            f"{tuple(inputs.shape)}"
-        )
+    check_shape("inputs", inputs, "N C H W", filled=True)
     targets = _target_for_each(target, inputs)
     explain = {name: explainer(name, model, options) for name in names}
     targets = _in_range(targets, model, inputs)
@@ -208,10 +206,10 @@ METHODS: dict[str, Method] = {
     "gradient": Method(_gradient),
     "deconvnet": Method(_deconvnet),
     "guided-backprop": Method(_guided_backprop),
-    "mwp": Method(_excitation(contrastive=False), ("layer",)),
-    "cmwp": Method(_excitation(contrastive=True), ("layer",)),
+    "mwp": _of_layer("mwp", _excitation),
+    "cmwp": _of_layer("cmwp", partial(_excitation, contrastive=True)),
     "rise": Method(_of_probability(RISE), ("seed",)),
-    "grad-cam": Method(_grad_cam, ("layer",)),
+    "grad-cam": _of_layer("grad-cam", _grad_cam),
     "meaningful": Method(_of_probability(MeaningfulPerturbation), ("seed",)),
     "ig": Method(_integrated_gradients),
     "occlusion": Method(_occlusion),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from captum.attr import PerturbationAttribution
@@ -22,7 +21,6 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal._attribution import watched
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     ProgressBar,
@@ -32,7 +30,7 @@ from captum_extremal._base.captum_door import (
     progress_bar,
     score_of_rows,
 )
-from captum_extremal._base.model import Watch, as_found
+from captum_extremal.attribution.on_model import OnModel, watched
 from captum_extremal.masks.lattice import LINEAR
 from captum_extremal.metrics._maps import room_for
 from captum_extremal.perturbations.apply import apply_mask
@@ -43,7 +41,7 @@ from captum_extremal.perturbations.levels import (
 )
 
 
-class RISE(PerturbationAttribution):
+class RISE(OnModel, PerturbationAttribution):
     """Randomised input sampling: what the model still knows behind random masks.
 
     It needs forward evaluations alone. The published method scores with the softmax
@@ -83,17 +81,11 @@ class RISE(PerturbationAttribution):
         checks.check_callable("forward_func", forward_func)
         self.perturbation = perturbation or FadePerturbation()
         checks.check_method("perturbation", self.perturbation, "levels")
-        self._warned_of_training = False
 
     @classmethod
     def get_name(cls) -> str:
         """Its published name, which Captum would spell out."""
         return "RISE"
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """Always False, as the mean of masks is not scaled by the input."""
-        return False
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -152,17 +144,12 @@ class RISE(PerturbationAttribution):
         score = score_of_rows(
             self.forward_func, len(tensors[0]), target, additional_forward_args, device
         )
-        watch = Watch(self.forward_func, device, warned=self._warned_of_training)
         source = torch.Generator().manual_seed(seed)
         masks = [
             _Masks.drawn(source, num_masks, grid_size, probability, x.shape[2:])
             for x in tensors
         ]
-        with (
-            as_found(self.forward_func, device),
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):
+        with self._model_as_found(device) as watch, torch.no_grad():
             levels = [levels_of(self.perturbation, x.detach()) for x in tensors]
             score = watched(watch, score, levels, perturbations_per_eval)
             num_rows = num_masks * len(tensors[0])
@@ -172,7 +159,6 @@ class RISE(PerturbationAttribution):
                 sums = _weighted_sums(score, levels, masks, perturbations_per_eval, bar)
             finally:
                 bar.close()
-                self._warned_of_training = watch.warned
             if not all(total.isfinite().all() for total in sums):
                 raise RuntimeError(
                     "forward_func must give finite scores, got NaN or inf"
@@ -186,10 +172,6 @@ class RISE(PerturbationAttribution):
                 for total, x in zip(sums, tensors, strict=True)
             )
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
-
-    def attribute_future(self) -> NoReturn:
-        """Not available, as for Captum's other perturbation methods."""
-        raise NotImplementedError("attribute_future is not implemented for RISE")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from captum_extremal._base.checks import check_count, check_non_negative
+from captum_extremal._base.checks import check_count, check_non_negative, check_shape
 from captum_extremal.metrics.pointing import pointing_game
 
 
@@ -192,10 +192,7 @@ class PointingGame(Accumulator):
         came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         if came not in _WHOLE:
             raise TypeError(f"labels must be a tensor of whole numbers, got {came}")
-        if tuple(labels.shape) != (num,):
-            raise ValueError(
-                f"labels must be of shape ({num},), got {tuple(labels.shape)}"
-            )
+        check_shape("labels", labels, "N", N=num)
         wrong = labels[(labels < 0) | (labels >= self.num_classes)].tolist()
         if wrong:
             raise ValueError(
@@ -212,10 +209,7 @@ def _check_flags(difficult: Tensor, num: int) -> None:
     )
     if came != torch.bool:
         raise TypeError(f"difficult must be a bool tensor, got {came}")
-    if tuple(difficult.shape) != (num,):
-        raise ValueError(
-            f"difficult must be of shape ({num},), got {tuple(difficult.shape)}"
-        )
+    check_shape("difficult", difficult, "N", N=num)
 
 
 def _shares(hits: Tensor, misses: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_count
+from captum_extremal._base.checks import check_count, check_shape
 
 
 def boxes_to_masks(
@@ -46,10 +46,7 @@ def boxes_to_masks(
         tensor([[[0, 1, 1, 1, 0],
                  [0, 0, 0, 0, 0]]], dtype=torch.int32)
     """
-    if not isinstance(boxes, Tensor):
-        raise TypeError(f"boxes must be a tensor, got {type(boxes).__name__}")
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must be of shape (B, 4), got {tuple(boxes.shape)}")
+    check_shape("boxes", boxes, "B 4")
     if not isinstance(size, Sequence) or len(size) != 2:
         raise ValueError(f"size must be (H, W), got {size!r}")
     if not isinstance(one_based_inclusive, bool):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_floating, check_non_negative
+from captum_extremal._base.checks import check_floating, check_non_negative, check_shape
 from captum_extremal.metrics._maps import within_range
 from captum_extremal.perturbations.blur import gaussian_blur
 
@@ -65,11 +65,7 @@ def masks_to_saliency(
 
 def _checked(masks: Tensor) -> Tensor:
     check_floating("masks", masks)
-    if masks.dim() not in (4, 5, 6) or masks.shape[2] != 1 or 0 in masks.shape[1:]:
-        raise ValueError(
-            "masks must be of shape (N, A, 1, *S) with 1, 2 or 3 spatial sizes, none "
-            f"of them 0, got {tuple(masks.shape)}"
-        )
+    check_shape("masks", masks, "N A 1 *S")
     return masks
 
 

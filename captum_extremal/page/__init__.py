@@ -9,6 +9,7 @@ other.
 
 from __future__ import annotations
 
-from captum_extremal.page.page import Result, notebook_html, to_html
+from captum_extremal.page.page import notebook_html, to_html
+from captum_extremal.results.extremal import ExtremalResult as Result
 
 __all__ = ["Result", "notebook_html", "to_html"]

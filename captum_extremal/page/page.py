@@ -1,29 +1,31 @@
-"""The page itself: checks, then the parts from top to bottom, then one file.
+"""The page itself: checks, then what `page.html` is given, then one file.
 
-Everything that comes from outside (titles, names, settings) is escaped, and the content
-security policy lets only this page's own script and style take effect.
+The template escapes everything that comes from outside (titles, names, settings), and
+its content security policy lets only this page's own script and style take effect.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_extremal._base import files
+from captum_extremal._base.checks import check_shape
+from captum_extremal.curve import Curve, growing
 from captum_extremal.page import svg
 from captum_extremal.page.embed import SMALL, data_uri, fitted, kept_and_removed
-from captum_extremal.page.svg import Scores, percent
+from captum_extremal.page.svg import text_of
+from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization.overlays import (
     ROUNDING,
     check_attributions,
@@ -34,55 +36,9 @@ from captum_extremal.visualization.overlays import (
     without_outliers,
 )
 
-_PAPER = (
-    "Fong, Patrick and Vedaldi: Understanding Deep Networks via Extremal Perturbations "
-    "and Smooth Masks, ICCV 2019 (arXiv 1910.08485)."
-)
-
-
-class Result(Protocol):
-    """What a page needs of an `ExtremalResult`.
-
-    Example:
-        >>> from captum_extremal import ExtremalResult
-        >>> ExtremalResult.smallest_sufficient_area.__name__ in dir(Result)
-        True
-    """
-
-    @property
-    def masks(self) -> Tensor | tuple[Tensor, ...]:
-        """(N, A, 1, *S)."""
-
-    @property
-    def areas(self) -> tuple[float, ...]:
-        """A fractions of the image."""
-
-    @property
-    def scores(self) -> Tensor:
-        """(N, A), of what is kept."""
-
-    @property
-    def complement_scores(self) -> Tensor:
-        """(N, A), of the rest."""
-
-    @property
-    def input_score(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def perturbed_score(self) -> Tensor:
-        """(N,)."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run was asked to do."""
-
-    def smallest_sufficient_area(self) -> Tensor:
-        """(N,), NaN where no area suffices."""
-
 
 def to_html(
-    result: Result,
+    result: ExtremalResult,
     path: str | os.PathLike[str] | None = None,
     images: Tensor | None = None,
     *,
@@ -144,14 +100,28 @@ def to_html(
     """
     if path is not None:
         files.check_folder(path)
-    content = _Content.of(result, images, index, mean, std, title, label, others)
-    page = _document(content)
+    num_images = len(result.input_score)
+    if not 0 <= index < num_images:
+        raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")
+    image = None if images is None else _image_of(result, images, index, mean, std)
+    maps = _others_of({} if others is None else others, num_images, index, image)
+    notes = [] if images is not None else [_WITHOUT_IMAGES]
+    if num_images > 1:
+        notes.append(f"Image {index} of 0..{num_images - 1} of the result.")
+    page = _document(
+        title=title or "Extremal perturbation",
+        label=label or "the target",
+        notes=notes,
+        curve=result.curve(index),
+        **_pictures(image, _masks_of(result, index), maps),
+        settings=_settings(result.settings),
+    )
     if path is not None:
         files.write_text(path, page)
     return page
 
 
-def notebook_html(result: Result) -> str | None:
+def notebook_html(result: ExtremalResult) -> str | None:
     """The page of a result's first image inside a frame, for a notebook.
 
     Returns:
@@ -184,61 +154,6 @@ def notebook_html(result: Result) -> str | None:
 # --- what is shown ---
 
 
-@dataclass(frozen=True)
-class _Content:
-    """One image of a result, checked, on the CPU and in order of growing area."""
-
-    title: str
-    label: str
-    scores: Scores
-    image: Tensor | None  # (1 or 3, H, W) in [0, 1]
-    masks: Tensor | None  # (A, 1, H, W); None if they are no pictures
-    others: Mapping[str, Tensor]  # (1, H, W)
-    settings: Mapping[str, Any]
-    notes: Sequence[str]
-
-    @property
-    def noun(self) -> str:
-        """What the masks are masks of."""
-        return "input" if self.masks is None else "picture"
-
-    @classmethod
-    def of(
-        cls,
-        result: Result,
-        images: Tensor | None,
-        index: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        title: str | None,
-        label: str | None,
-        others: Mapping[str, Tensor] | None,
-    ) -> _Content:
-        num_images = len(result.input_score)
-        if not 0 <= index < num_images:
-            raise ValueError(f"index must lie in 0..{num_images - 1}, got {index}")
-        order = sorted(range(len(result.areas)), key=result.areas.__getitem__)
-        image = None
-        if images is not None:
-            image = _image_of(result, images, index, mean, std)
-        masks = _masks_of(result, index, order)
-        notes = [] if images is not None else [_WITHOUT_IMAGES]
-        if num_images > 1:
-            notes.append(f"Image {index} of 0..{num_images - 1} of the result.")
-        return cls(
-            title=title or "Extremal perturbation",
-            label=label or "the target",
-            scores=_scores_of(result, index, order),
-            image=None if image is None else fitted(image),
-            masks=None if masks is None else torch.stack([fitted(m) for m in masks]),
-            others=_others_of(
-                {} if others is None else others, num_images, index, image
-            ),
-            settings=result.settings,
-            notes=notes,
-        )
-
-
 _WITHOUT_IMAGES = (
     "A result does not hold its images: result.to_html(path, images) shows them behind "
     "the masks."
@@ -246,7 +161,7 @@ _WITHOUT_IMAGES = (
 
 
 def _image_of(
-    result: Result,
+    result: ExtremalResult,
     images: Tensor,
     index: int,
     mean: Sequence[float] | None,
@@ -263,18 +178,8 @@ def _image_of(
             f"images must be None for masks with {len(size)} spatial sizes, which are "
             "no pictures: the scores are shown alone"
         )
-    legal = isinstance(images, Tensor) and images.dim() == 4
-    if not legal or (
-        len(images) != num_images
-        or images.shape[1] not in (1, 3)
-        or list(images.shape[2:]) != size
-    ):
-        sizes = ", ".join(map(str, size))
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images)
-        raise ValueError(
-            f"images must have shape ({num_images}, 1 or 3, {sizes}), as the masks "
-            f"have, got {got}"
-        )
+    fitting = ", as the masks are"
+    check_shape("images", images, "N 1|3 *S", fitting, N=num_images, S=size)
     if (mean is None) != (std is None):
         missing = "mean" if mean is None else "std"
         raise ValueError(f"mean and std must be given together, got no {missing}")
@@ -296,26 +201,10 @@ def _image_of(
     return image.clamp(0, 1)
 
 
-def _masks_of(result: Result, index: int, order: Sequence[int]) -> Tensor | None:
+def _masks_of(result: ExtremalResult, index: int) -> Tensor | None:
     if not isinstance(result.masks, Tensor) or result.masks.dim() != 5:
         return None
-    return result.masks[index].detach().float().cpu()[list(order)]
-
-
-def _scores_of(result: Result, index: int, order: Sequence[int]) -> Scores:
-    areas = [result.areas[place] for place in order]
-    a_star = float(result.smallest_sufficient_area()[index])
-    return Scores(
-        areas,
-        [float(result.scores[index, place]) for place in order],
-        [float(result.complement_scores[index, place]) for place in order],
-        float(result.input_score[index]),
-        float(result.perturbed_score[index]),
-        # a* is one of the areas, rounded to the precision of the scores.
-        None
-        if math.isnan(a_star)
-        else min(range(len(areas)), key=lambda place: abs(areas[place] - a_star)),
-    )
+    return result.masks[index].detach().float().cpu()[growing(result.areas)]
 
 
 def _others_of(
@@ -332,244 +221,38 @@ def _others_of(
     }
 
 
-# --- the document ---
-
-
-def _document(content: _Content) -> str:
-    """All parts in one file, with a policy that lets only its own script run."""
-    style, script = (
-        resources.files("captum_extremal.page").joinpath(name).read_text("utf-8")
-        for name in ("page.css", "page.js")
-    )
-    policy = (
-        "default-src 'none'; img-src data:; "
-        f"style-src {_hash(style)}; script-src {_hash(script)}"
-    )
-    title = escape(content.title)
-    head = [
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title>",
-        '<link rel="icon" href="data:,">',
-        f"<style>{style}</style>",
-    ]
-    body = [
-        "<main>",
-        f"<h1>{title}</h1>",
-        f"<p>{escape(_summary(content))}</p>",
-        *(f'<p class="quiet">{escape(note)}</p>' for note in content.notes),
-        *_viewer(content),
-        '<div class="pair">',
-        *_curve(content),
-        *_others(content),
-        "</div>",
-        *_areas(content),
-        *_settings(content),
-        f"<footer>{escape(_PAPER)}</footer>",
-        "</main>",
-        f"<script>{script}</script>",
-    ]
-    lines = ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>"]
-    return "\n".join([*lines, "<body>", *body, "</body>", "</html>", ""])
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
-
-
-def _summary(content: _Content) -> str:
-    scores = content.scores
-    whole = scores.text(scores.whole)
-    if math.isnan(scores.whole):
-        return (
-            f"The whole {content.noun} has no score that is a number: no area has a*."
-        )
-    if scores.a_star is None:
-        return (
-            f"None of these areas is enough: the whole {content.noun} scores {whole} "
-            f"for {content.label}, and no mask keeps as much."
-        )
-    area = percent(scores.areas[scores.a_star])
-    kept = scores.text(scores.kept[scores.a_star])
-    return (
-        f"{area} of the {content.noun} is enough (a*): alone it scores {kept} for "
-        f"{content.label}, the whole {content.noun} {whole}."
-    )
-
-
-def _viewer(content: _Content) -> Iterator[str]:
-    """The slider and what it shows; hidden until the script fills it."""
-    scores = content.scores
-    last = len(scores.areas) - 1
-    start = last if scores.a_star is None else scores.a_star
-    yield '<section id="viewer" aria-label="One area at a time" hidden>'
-    yield (
-        '<label for="area">Area of the mask: <span data-show="area"></span>'
-        '<span data-show="note"></span></label>'
-    )
-    yield (
-        f'<input type="range" id="area" min="0" max="{last}" step="1" value="{start}">'
-    )
-    few = "" if content.image is not None else " few"
-    yield f'<div class="pictures{few}">'
-    if content.image is not None:
-        yield _shown(content, "kept", "kept alone", "kept")
-        yield _shown(content, "removed", "kept part removed", "removed")
-        whole = escape(scores.text(scores.whole))
-        yield (
-            f'<figure class="whole">{_img(content.image, "whole", "The whole picture")}'
-            f'<figcaption>whole picture <span class="score">{whole}</span></figcaption>'
-            "</figure>"
-        )
-        yield _shown(content, "mask", "mask, white is kept")
-    else:
-        if content.masks is not None:
-            yield _shown(content, "mask", "mask, white is kept")
-        yield (
-            '<div class="readout"><p class="kept">kept alone '
-            '<span class="score" data-show="kept"></span></p>'
-            '<p class="removed">kept part removed '
-            '<span class="score" data-show="removed"></span></p></div>'
-        )
-    yield "</div>"
-    yield "</section>"
-
-
-def _shown(content: _Content, name: str, caption: str, score: str = "") -> str:
-    """A picture that the script fills in."""
-    assert content.masks is not None
-    pixels = " pixels" if max(content.masks.shape[2:]) <= SMALL else ""
-    height, width = content.masks.shape[2:]
-    value = f' <span class="score" data-show="{score}"></span>' if score else ""
-    return (
-        f'<figure class="{name}"><img class="{name}{pixels}" alt="" width="{width}" '
-        f'height="{height}"><figcaption>{caption}{value}</figcaption></figure>'
-    )
-
-
-def _img(image: Tensor, name: str, alt: str) -> str:
-    height, width = image.shape[1:]
-    pixels = " pixels" if max(height, width) <= SMALL else ""
-    return (
-        f'<img class="{name}{pixels}" src="{data_uri(image)}" alt="{escape(alt)}" '
-        f'width="{width}" height="{height}">'
-    )
-
-
-def _curve(content: _Content) -> Iterator[str]:
-    scores = content.scores
-    pairs = ", ".join(
-        f"{percent(area)}: {scores.text(kept)} kept, {scores.text(removed)} removed"
-        for area, kept, removed in zip(
-            scores.areas, scores.kept, scores.removed, strict=True
-        )
-    )
-    yield "<section>"
-    yield f"<h2>Score of {escape(content.label)} over the area</h2>"
-    yield svg.draw(scores, f"Scores over the area. {pairs}")
-    yield '<ul class="legend">'
-    for name, text in (
-        ("kept", "kept alone"),
-        ("removed", "kept part removed"),
-        ("whole", f"whole {content.noun} {scores.text(scores.whole)}"),
-        ("perturbed", f"fully perturbed {scores.text(scores.perturbed)}"),
-    ):
-        mark = f'<span class="key {name}"></span>'
-        yield f"<li>{mark}{escape(text)}</li>"
-    yield "</ul>"
-    yield "</section>"
-
-
-def _areas(content: _Content) -> Iterator[str]:
-    """Every area with all that is known of it; what the script shows is taken here."""
-    scores = content.scores
-    yield "<section>"
-    yield "<h2>All areas</h2>"
-    yield '<ol class="areas" id="areas">'
-    for place, area in enumerate(scores.areas):
-        kept, removed = (scores.text(s[place]) for s in (scores.kept, scores.removed))
-        note = "a*: enough" if place == scores.a_star else ""
-        spoken = f"{percent(area)}, kept alone {kept}, removed {removed}"
-        data = {
-            "area": percent(area),
-            "kept": kept,
-            "removed": removed,
-            "note": note,
-            "spoken": f"{spoken}, {note}" if note else spoken,
-            "x": str(svg.place_x(scores, place)),
-        }
-        attributes = " ".join(f'data-{k}="{escape(v)}"' for k, v in data.items())
-        yield f"<li {attributes}>"
-        star = " (a*)" if note else ""
-        yield f"<h3>{percent(area)}{star}</h3>"
-        if content.masks is not None:
-            yield _row(content, place, kept, removed)
-        yield (
-            f'<div class="said"><p class="kept">kept <span class="score">{kept}</span>'
-            f'</p><p class="removed">removed <span class="score">{removed}</span></p>'
-            "</div></li>"
-        )
-    yield "</ol>"
-    yield "</section>"
-
-
-def _row(content: _Content, place: int, kept: str, removed: str) -> str:
-    """The pictures of one area."""
-    assert content.masks is not None
-    mask, area = content.masks[place], percent(content.scores.areas[place])
-    shown = []
-    if content.image is not None:
-        parts = kept_and_removed(content.image, mask)
-        texts = (
-            f"What the mask of {area} keeps: {content.label} scores {kept}",
-            f"The picture without these {area}: {content.label} scores {removed}",
-        )
-        for part, name, text in zip(parts, ("kept", "removed"), texts, strict=True):
-            shown.append(_img(part, name, text))
-    shown.append(_img(mask, "mask", f"The mask of {area}, white is kept"))
-    return f'<div class="row{"" if len(shown) > 1 else " one"}">{"".join(shown)}</div>'
-
-
-def _others(content: _Content) -> Iterator[str]:
-    """The attribution, which is the mean of the masks, beside those of others."""
-    if content.image is None or content.masks is None:
-        return
-    maps = {"mean of the masks": content.masks.mean(dim=0)}
-    maps |= {name: without_outliers(values) for name, values in content.others.items()}
+def _pictures(
+    image: Tensor | None, masks: Tensor | None, others: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What there is to be seen; the attribution is the mean of the masks."""
+    shown = None if image is None else fitted(image)
+    masks = None if masks is None else torch.stack([fitted(mask) for mask in masks])
+    maps = {}
+    if shown is not None and masks is not None:
+        maps = {"mean of the masks": masks.mean(dim=0)}
+        maps |= {name: without_outliers(values) for name, values in others.items()}
     signed = {name for name, values in maps.items() if (values < 0).any()}
-    yield "<section>"
-    yield f"<h2>{'Beside other methods' if content.others else 'Attribution'}</h2>"
-    if signed:
-        yield '<p class="quiet">On grey, red is above 0 and blue below.</p>'
-    yield '<div class="others">'
     for name, values in maps.items():
+        assert shown is not None
         overlay = overlay_signed if name in signed else overlay_saliency
-        shown = overlay(content.image.expand(3, -1, -1), fitted(values))
-        picture = _img(shown, "other", f"Where the picture counts: {name}")
-        yield f"<figure>{picture}<figcaption>{escape(name)}</figcaption></figure>"
-    yield "</div>"
-    yield "</section>"
+        maps[name] = overlay(shown.expand(3, -1, -1), fitted(values))
+    return {
+        "noun": "input" if masks is None else "picture",
+        "image": shown,
+        "masks": masks,
+        "maps": maps,
+        "signed": signed,
+        "compared": bool(others),
+    }
 
 
-def _settings(content: _Content) -> Iterator[str]:
-    made = {name: _version(name) for name in ("captum_extremal", "captum", "torch")}
-    settings = {str(key): str(value) for key, value in content.settings.items()}
-    if "version" in settings:
-        settings["found by version"] = settings.pop("version")
-    yield "<section>"
-    yield "<h2>Settings</h2>"
-    yield "<table>"
-    for name, value in settings.items():
-        yield _table_row(name, value)
-    yield _table_row("page made by", ", ".join(f"{n} {v}" for n, v in made.items()))
-    yield "</table>"
-    yield "</section>"
-
-
-def _table_row(name: str, value: str) -> str:
-    return f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    rows = {str(key): str(value) for key, value in settings.items()}
+    if "version" in rows:
+        rows["found by version"] = rows.pop("version")
+    packages = ("captum_extremal", "captum", "torch")
+    made = ", ".join(f"{name} {_version(name)}" for name in packages)
+    return rows | {"page made by": made}
 
 
 def _version(name: str) -> str:
@@ -577,3 +260,49 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "(unknown)"
+
+
+# --- the document ---
+
+
+def _document(*, curve: Curve, **content: Any) -> str:  # noqa: ANN401
+    from jinja2 import Environment, StrictUndefined
+
+    template, style, script = (
+        resources.files("captum_extremal.page").joinpath(name).read_text("utf-8")
+        for name in ("page.html", "page.css", "page.js")
+    )
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(template).render(
+        content,
+        style=style,
+        script=script,
+        digest=_digest,
+        curve=curve,
+        text=partial(text_of, curve),
+        drawing=svg.draw(curve, f"Scores over the area. {_spoken(curve)}"),
+        percent=svg.percent,
+        place_x=svg.place_x,
+        data_uri=data_uri,
+        kept_and_removed=kept_and_removed,
+        SMALL=SMALL,
+    )
+
+
+def _spoken(curve: Curve) -> str:
+    """The scores in words."""
+    rows = zip(curve.sizes, curve.scores, curve.complement_scores, strict=True)
+    return ", ".join(
+        f"{svg.percent(area)}: {text_of(curve, kept)} kept, "
+        f"{text_of(curve, rest)} removed"
+        for area, kept, rest in rows
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

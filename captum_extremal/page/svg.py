@@ -4,51 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
+
+from captum_extremal.curve import Curve
 
 WIDTH, HEIGHT = 400, 290  # so small that the letters are large enough on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 28, 46
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of one image in order of growing area.
+def finite(curve: Curve) -> list[float]:
+    """All scores that are numbers."""
+    levels = (curve.input_score, curve.perturbed_score)
+    values = [*curve.scores, *curve.complement_scores, *levels]
+    return [value for value in values if math.isfinite(value)]
 
-    Attributes:
-        areas: Fractions of the picture.
-        kept: Scores of what each mask keeps.
-        removed: Scores of the rest.
-        whole: Score of the untouched picture.
-        perturbed: Score of the fully perturbed picture.
-        a_star: Place of the smallest sufficient area; None where no area suffices.
+
+def text_of(curve: Curve, score: float) -> str:
+    """A score with as many decimals as tell those of a curve apart.
+
+    Example:
+        >>> text_of(Curve([0.1], [3.0], [1.0], 2.0, 0.0, 0), 2.5)
+        '2.50'
+        >>> text_of(Curve([0.1], [0.03], [0.01], 0.02, 0.0, 0), 0.025)
+        '0.0250'
     """
-
-    areas: Sequence[float]
-    kept: Sequence[float]
-    removed: Sequence[float]
-    whole: float
-    perturbed: float
-    a_star: int | None
-
-    def all(self) -> list[float]:
-        """All finite scores."""
-        values = [*self.kept, *self.removed, self.whole, self.perturbed]
-        return [value for value in values if math.isfinite(value)]
-
-    def text(self, score: float) -> str:
-        """A score with as many decimals as tell these scores apart.
-
-        Example:
-            >>> Scores([0.1], [3.0], [1.0], 2.0, 0.0, 0).text(2.5)
-            '2.50'
-            >>> Scores([0.1], [0.03], [0.01], 0.02, 0.0, 0).text(0.025)
-            '0.0250'
-        """
-        values = self.all() or [0.0]
-        span = max(values) - min(values)
-        decimals = 2 if span <= 0 else 2 - math.floor(math.log10(span))
-        return f"{score:.{min(max(2, decimals), 8)}f}"
+    values = finite(curve) or [0.0]
+    span = max(values) - min(values)
+    decimals = 2 if span <= 0 else 2 - math.floor(math.log10(span))
+    return f"{score:.{min(max(2, decimals), 8)}f}"
 
 
 def percent(area: float) -> str:
@@ -61,28 +44,28 @@ def percent(area: float) -> str:
     return f"{100 * area:.3g}\N{NO-BREAK SPACE}%"
 
 
-def place_x(scores: Scores, place: int) -> float:
+def place_x(curve: Curve, place: int) -> float:
     """Where an area stands in the drawing."""
-    share = scores.areas[place] / _last(scores)
+    share = curve.sizes[place] / _last(curve)
     return round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1)
 
 
-def draw(scores: Scores, title: str) -> str:
+def draw(curve: Curve, title: str) -> str:
     """The drawing, an `<svg>` without any style of its own.
 
     Args:
-        scores: What is drawn.
+        curve: What is drawn.
         title: Its description, for those who cannot see it.
 
     Returns:
         The element.
 
     Example:
-        >>> scores = Scores([0.1, 0.2], [1.0, 3.0], [2.0, 0.0], 2.5, 0.0, 1)
-        >>> draw(scores, "scores").count('class="dot kept"')
+        >>> curve = Curve([0.1, 0.2], [1.0, 3.0], [2.0, 0.0], 2.5, 0.0, 1)
+        >>> draw(curve, "scores").count('class="dot kept"')
         2
     """
-    low, high, ticks = _scale(scores.all())
+    low, high, ticks = _scale(finite(curve))
 
     def y(score: float) -> float:
         share = (score - low) / (high - low)
@@ -91,18 +74,21 @@ def draw(scores: Scores, title: str) -> str:
     parts = [
         f'<svg id="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">',
-        *_axes(scores, ticks, y),
+        *_axes(curve, ticks, y),
     ]
-    for name, score in (("whole", scores.whole), ("perturbed", scores.perturbed)):
+    for name, score in (
+        ("whole", curve.input_score),
+        ("perturbed", curve.perturbed_score),
+    ):
         if math.isfinite(score):
             parts.append(_line(f"level {name}", _LEFT, y(score), WIDTH - _RIGHT))
-    parts += _a_star(scores)
+    parts += _a_star(curve)
     parts.append(
         f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
     )
-    for name, series in (("removed", scores.removed), ("kept", scores.kept)):
+    for name, series in (("removed", curve.complement_scores), ("kept", curve.scores)):
         points = [
-            (place, place_x(scores, place), y(score))
+            (place, place_x(curve, place), y(score))
             for place, score in enumerate(series)
             if math.isfinite(score)
         ]
@@ -121,7 +107,7 @@ def _dot(name: str, place: int, x: float, y: float) -> str:
 
 
 def _axes(
-    scores: Scores, ticks: Sequence[float], y: Callable[[float], float]
+    curve: Curve, ticks: Sequence[float], y: Callable[[float], float]
 ) -> list[str]:
     floor = HEIGHT - _BOTTOM
     parts = []
@@ -129,7 +115,7 @@ def _axes(
         parts.append(_line("grid", _LEFT, y(tick), WIDTH - _RIGHT))
         parts.append(_text("end", _LEFT - 7, y(tick) + 4.5, f"{tick:.6g}"))
     parts.append(_line("axis", _LEFT, floor, WIDTH - _RIGHT))
-    last = 100 * _last(scores)
+    last = 100 * _last(curve)
     for tick in _ticks(0.0, last, 5):
         x = round(_LEFT + tick / last * (WIDTH - _LEFT - _RIGHT), 1)
         parts.append(_text("middle", x, floor + 18, f"{tick:.6g}"))
@@ -138,11 +124,11 @@ def _axes(
     return parts
 
 
-def _a_star(scores: Scores) -> list[str]:
-    if scores.a_star is None:
+def _a_star(curve: Curve) -> list[str]:
+    if curve.a_star is None:
         return []
-    x = place_x(scores, scores.a_star)
-    text = f"a* = {percent(scores.areas[scores.a_star])}"
+    x = place_x(curve, curve.a_star)
+    text = f"a* = {percent(curve.sizes[curve.a_star])}"
     anchor = "end" if x > WIDTH - 50 else "middle"
     edge = x + 8 if anchor == "end" else max(x, 40)
     return [
@@ -161,9 +147,9 @@ def _text(anchor: str, x: float, y: float, text: str, name: str = "") -> str:
     return f"<text{label} {where}>{escape(text)}</text>"
 
 
-def _last(scores: Scores) -> float:
+def _last(curve: Curve) -> float:
     """The right end of the drawing, an area."""
-    return 1.06 * max(scores.areas)
+    return 1.06 * max(curve.sizes)
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, list[float]]:

@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 
 from captum_extremal._base.checks import (
     check_floating,
+    check_shape,
 )
 
 # Numbers at a time: half a megabyte in float32, about a second-level cache.
@@ -159,12 +160,7 @@ def _check_shapes(levels: Levels, mask: Tensor) -> None:
         raise ValueError(
             f"levels must be of shape (N, L, C, *S) with L >= 2, got {shape}"
         )
-    if mask.dim() < 2 or mask.shape[1:] != (1, *shape[3:]):
-        sizes = ", ".join(map(str, shape[3:]))
-        raise ValueError(
-            f"mask must be of shape (K, 1, {sizes}) to fit levels {shape}, got "
-            f"{tuple(mask.shape)}"
-        )
+    check_shape("mask", mask, "K 1 *S", f" to fit levels {shape}", S=shape[3:])
 
 
 def _images(rows: Tensor | None, num_masks: int, num_images: int) -> Tensor:
@@ -179,11 +175,7 @@ def _images(rows: Tensor | None, num_masks: int, num_images: int) -> Tensor:
     if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
         came = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(f"rows must be a tensor of integers, got {came}")
-    if rows.shape != (num_masks,):
-        raise ValueError(
-            f"rows must be of shape ({num_masks},), one for each mask, got "
-            f"{tuple(rows.shape)}"
-        )
+    check_shape("rows", rows, "K", ", one for each mask", K=num_masks)
     # Elsewhere the look would wait for the device, which itself refuses such an index.
     if rows.device.type == "cpu" and ((rows < 0) | (rows >= num_images)).any():
         raise ValueError(f"rows must lie in [0, {num_images}), got {rows.tolist()}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base import files
-from captum_extremal.curve import monotonic, smallest_sufficient
+from captum_extremal.curve import Curve, monotonic, smallest_sufficient
 from captum_extremal.results.saliency import saliency
 
 _FORMAT = "captum_extremal.ChannelResult/1"
@@ -143,6 +143,11 @@ class ChannelResult:
         chosen = self.smallest_sufficient_mask() if masks is None else masks
         assert isinstance(chosen, Tensor)
         return saliency(self.activations, chosen, self.channel_dim)
+
+    def curve(self, index: int = 0) -> Curve:
+        """The scores of one of the images over its counts, in growing order."""
+        rows = (getattr(self, name)[index] for name in files.SCORES)
+        return Curve.of(self.counts, *rows)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the count below a*, for each image (eq. 8).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_extremal._base import files
-from captum_extremal.curve import monotonic, smallest_sufficient
+from captum_extremal.curve import Curve, monotonic, smallest_sufficient
 
 if TYPE_CHECKING:
     from captum_extremal.extremality import Extremality, Method
@@ -83,6 +83,11 @@ class ExtremalResult:
         phi_0 = self.input_score if threshold is None else threshold
         return smallest_sufficient(self.areas, self.scores, phi_0)
 
+    def curve(self, index: int = 0) -> Curve:
+        """The scores of one of the images over its areas, in growing order."""
+        rows = (getattr(self, name)[index] for name in files.SCORES)
+        return Curve.of(self.areas, *rows)
+
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the area below a*, for each image (eq. 8).
 
@@ -105,6 +110,7 @@ class ExtremalResult:
         random_masks: int = 64,
         perturbations_per_eval: int = 16,
         seed: int = 1,
+        **arguments: Any,  # noqa: ANN401
     ) -> Extremality:
         """How extremal these masks are: what rivals of the same areas are worth.
 
@@ -113,7 +119,8 @@ class ExtremalResult:
         smooth masks. All are scored by ``method`` in the game of this result.
 
         Args:
-            method: What made this result, with the model: an `ExtremalPerturbation`.
+            method: What made this result, with the model: an `ExtremalPerturbation` or
+                a `LayerExtremalPerturbation`.
             inputs: Those of the result, as are the next two.
             target: See above.
             additional_forward_args: See above.
@@ -123,10 +130,12 @@ class ExtremalResult:
                 `GradientSolver`, of which a seed changes nothing, ``level set``
                 (`LevelSetSolver`) takes the place of ``again``.
             random_masks: Random smooth masks of each area: level sets of fields with
-                random parameters. 0 for none.
+                random parameters; random features with a ``feature_mask``. 0 for none.
             perturbations_per_eval: As in `ExtremalPerturbation.attribute`.
             seed: Of the solvers and of the random masks. That of the result itself
                 would only repeat it.
+            arguments: Whatever else ``optimize`` was given: ``feature_mask``, or
+                ``channel_dim`` and the like of a layer.
 
         Returns:
             An `Extremality`.
@@ -163,6 +172,7 @@ class ExtremalResult:
             random_masks=random_masks,
             perturbations_per_eval=perturbations_per_eval,
             seed=seed,
+            **arguments,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

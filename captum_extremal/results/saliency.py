@@ -31,11 +31,8 @@ def masked(activations: Tensor, masks: Tensor, channel_dim: int = 1) -> Tensor:
     checks.check_floating("masks", masks)
     dim = checks.check_channel_dim(activations.shape, channel_dim)
     legal = (len(activations), activations.shape[dim])
-    if tuple(masks.shape) != legal:
-        raise ValueError(
-            f"masks must be of shape {legal}, one value for each channel, got "
-            f"{tuple(masks.shape)}"
-        )
+    each = ", one value for each channel"
+    checks.check_shape("masks", masks, "N K", each, N=legal[0], K=legal[1])
     shape = [1] * activations.dim()
     shape[0], shape[dim] = legal
     return activations * masks.to(activations).reshape(shape)

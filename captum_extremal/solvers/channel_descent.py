@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from captum_extremal._base.checks import check_count, check_non_negative, check_positive
-from captum_extremal.masks.area import area_count
-from captum_extremal.masks.edges import largest
+from captum_extremal.masks.edges import binary
 from captum_extremal.solvers.area_loss import area_loss
-from captum_extremal.solvers.driver import stopping
-from captum_extremal.solvers.problem import Masks, Problem, Solution
-from captum_extremal.solvers.swaps import _check_axes
+from captum_extremal.solvers.driver import History, StepwiseSolver
+from captum_extremal.solvers.problem import Masks, Problem, check_gradients
 
 
 @dataclass(frozen=True)
-class ChannelDescent:
+class ChannelDescent(StepwiseSolver):
     r"""The paper's descent: a mask in [0, 1] and the area loss (eq. 9), with Adam.
 
     .. math:: m_a = \operatorname{argmax}_m
@@ -46,6 +42,8 @@ class ChannelDescent:
         [0.0, 750.0, 1500.0, 1500.0]
     """
 
+    uses_seed = False
+
     iterations: int = 300
     learning_rate: float = 0.01
     area_weight: float = 1500.0
@@ -61,94 +59,66 @@ class ChannelDescent:
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
-    @property
-    def total_steps(self) -> int:
-        """The iterations."""
-        return self.iterations
-
     def weight(self, iteration: int) -> float:
         """The factor of the area loss at an iteration, counted from 0."""
         length = self.ramp * self.iterations
         part = 1.0 if iteration >= length else iteration / length
         return self.area_weight * part
 
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Descend for all cells at once.
-
-        Args:
-            problem: What a mask is worth.
-            seed: Not used: nothing is left to chance.
-            on_step: Told after every iteration that one step is done.
-
-        Returns:
-            Masks of zeros and ones with exactly the asked counts, and the series
-            ``reward`` and ``area_loss`` of the run.
-
-        Raises:
-            ValueError: If a mask has more than one axis.
-            RuntimeError: If the model cuts the gradient or a score is not finite.
-        """
+    def start(self, problem: Problem, seed: int) -> _Descent:
+        """Begin: masks of ones. Nothing is left to chance."""
         del seed
-        _check_axes(problem)
-        with torch.no_grad():
-            return self._descend(problem, on_step or (lambda _: None))
+        return _Descent(self, problem)
 
-    def _descend(self, problem: Problem, on_step: Callable[[int], object]) -> Solution:
-        cells = torch.arange(problem.num_cells, device=problem.device)
-        masks = [
-            torch.ones(len(cells), 1, *size, device=problem.device)
+
+class _Descent:
+    """One run: the masks, moved by Adam."""
+
+    def __init__(self, settings: ChannelDescent, problem: Problem) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.cells = torch.arange(problem.num_cells, device=problem.device)
+        self.soft = [
+            torch.ones(len(self.cells), 1, *size, device=problem.device)
             for size in problem.sizes
         ]
-        optimizer = torch.optim.Adam(masks, lr=self.learning_rate)
-        series: dict[str, list[Tensor]] = {"reward": [], "area_loss": []}
-        with stopping(self.time_limit) as stop:
-            for iteration in range(self.iterations):
-                leaves = [mask.detach().requires_grad_() for mask in masks]
-                with torch.enable_grad():
-                    losses = [area_loss(leaf, problem.cell_areas) for leaf in leaves]
-                    loss = torch.stack(losses).sum(dim=0)
-                    slopes = torch.autograd.grad(loss.sum(), leaves)
-                rewards, gradients = problem.gradients(tuple(masks), cells)
-                for mask, gradient, slope in zip(masks, gradients, slopes, strict=True):
-                    mask.grad = self.weight(iteration) * slope - gradient
-                optimizer.step()
-                for mask in masks:
-                    mask.clamp_(0, 1)
-                series["reward"].append(rewards)
-                series["area_loss"].append(loss.detach())
-                on_step(1)
-                if stop():
-                    break
-        left = (0, 0, 0, self.iterations - len(series["reward"]))
-        history = {
-            name: F.pad(torch.stack(values), left, value=torch.nan)
-            for name, values in series.items()
-        }
-        _check_finite(problem, torch.stack(series["reward"]), masks)
-        return Solution(_binary(problem, masks), history, stop.ended)
+        self.optimizer = torch.optim.Adam(self.soft, lr=settings.learning_rate)
+        self.done = 0
+        self._history = History(settings.iterations, problem)
 
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The rewards and area losses of each step."""
+        return self._history.series
 
-def _binary(problem: Problem, masks: list[Tensor]) -> Masks:
-    """The largest values of each mask as ones, the others as zeros."""
-    binary = []
-    for mask in masks:
-        counts = [area_count(mask.shape[2], area) for area in problem.areas]
-        binary.append(largest(mask.squeeze(1), counts).to(mask).unsqueeze(1))
-    return tuple(binary)
-
-
-def _check_finite(problem: Problem, rewards: Tensor, masks: list[Tensor]) -> None:
-    bad = torch.nonzero(~rewards.isfinite())
-    if len(bad):
-        step, cell = bad[0].tolist()
-        score = float(rewards[step, cell])
-        raise problem.not_finite(score, cell, f" at iteration {step}")
-    if not all(mask.isfinite().all() for mask in masks):
-        raise RuntimeError(
-            "forward_func and reward must have finite gradients, got NaN"
+    def step(self) -> int:
+        """Descend once."""
+        if self.done == self.settings.iterations:
+            return 0
+        leaves = [mask.detach().requires_grad_() for mask in self.soft]
+        with torch.enable_grad():
+            losses = [area_loss(leaf, self.problem.cell_areas) for leaf in leaves]
+            loss = torch.stack(losses).sum(dim=0)
+            slopes = torch.autograd.grad(loss.sum(), leaves)
+        rewards, gradients = self.problem.gradients(tuple(self.soft), self.cells)
+        weight = self.settings.weight(self.done)
+        for mask, gradient, slope in zip(self.soft, gradients, slopes, strict=True):
+            mask.grad = weight * slope - gradient
+        self.optimizer.step()
+        for mask in self.soft:
+            mask.clamp_(0, 1)
+        self._history.write(
+            self.done, slice(None), reward=rewards, area_loss=loss.detach()
         )
+        self.done += 1
+        return 1
+
+    def masks(self) -> Masks:
+        """The largest values of each mask as ones, the others as zeros."""
+        rewards = self.history["reward"][: self.done]
+        self.problem.check_finite(
+            rewards, self.cells, lambda step: f" at iteration {step}"
+        )
+        check_gradients(self.soft, f"within the first {self.done} iterations")
+        areas = self.problem.areas
+        return tuple(binary(mask, areas) for mask in self.soft)

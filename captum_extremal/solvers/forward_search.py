@@ -2,7 +2,7 @@ r"""`SearchSolver`: unions of equal disks, found by forward evaluations alone.
 
 A candidate is a set of lattice points; its mask is that of disks around them, as large
 as the asked area allows (`captum_extremal.masks.disks`). A Gaussian process over the
-masks seen so far says which of many random changes of the best sets are worth a forward:
+masks seen so far says which random changes of the best sets are worth a forward:
 
 1. score single disks on a coarse grid, once for all areas of an image;
 2. put the best of them together until the area is reached;
@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,8 +32,8 @@ from captum_extremal.masks.area import area_count, match_area
 from captum_extremal.masks.disks import DiskLattice, Disks, Point, disk_masks, radii
 from captum_extremal.masks.edges import edge_width
 from captum_extremal.masks.lattice import LINEAR
-from captum_extremal.solvers.driver import stopping
-from captum_extremal.solvers.problem import Masks, Problem, Solution
+from captum_extremal.solvers.driver import StepwiseSolver
+from captum_extremal.solvers.problem import Masks, Problem
 from captum_extremal.solvers.surrogate import upper_bound
 
 Candidate = tuple[Disks, ...]
@@ -48,7 +48,7 @@ _DISKS = (0.014, 0.056)  # share of the input of one disk: radius 15 to 30 at 22
 
 
 @dataclass(frozen=True)
-class SearchSolver:
+class SearchSolver(StepwiseSolver):
     """Search over unions of disks, guided by a Gaussian process.
 
     Args:
@@ -83,6 +83,9 @@ class SearchSolver:
         True
     """
 
+    needs_gradient = False
+    budget = "evaluations"
+
     evaluations: int = 128
     batch: int = 16
     edge: float = 0.018
@@ -99,30 +102,9 @@ class SearchSolver:
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
-    @property
-    def total_steps(self) -> int:
-        """The evaluations of a cell."""
-        return self.evaluations
-
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Search for all cells at once.
-
-        Args:
-            problem: What a mask is worth.
-            seed: The only source of randomness.
-            on_step: Told after every round how many evaluations a cell has had.
-
-        Returns:
-            Masks of exactly the asked areas, with the series ``reward``: the best seen
-            after each round.
-        """
-        with torch.no_grad():
-            return _Search(self, problem, seed).run(on_step or (lambda _: None))
+    def start(self, problem: Problem, seed: int) -> _Search:
+        """Begin: what single disks are worth."""
+        return _Search(self, problem, seed)
 
 
 class _Search:
@@ -140,23 +122,27 @@ class _Search:
             for _ in range(problem.num_images)
             for area in problem.areas
         ]
+        self._best: list[Tensor] = []  # of each round
+        self.used = 0
 
-    def run(self, on_step: Callable[[int], object]) -> Solution:
-        history: list[Tensor] = []
-        with stopping(self.settings.time_limit) as stop:
-            used = self._score_singles()
-            on_step(used)
-            while used < self.settings.evaluations and not (history and stop()):
-                count = min(self.settings.batch, self.settings.evaluations - used)
-                if not history:
-                    count = 1  # the set of the best single disks
-                self._score_round(count)
-                on_step(count)
-                used += count
-                best = [cell.best_reward for cell in self.cells]
-                history.append(torch.tensor(best, dtype=torch.double))
-        series = torch.stack(history).to(self.dtype).to(self.problem.device)
-        return Solution(self._masks_of_the_best(), {"reward": series}, stop.ended)
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The best seen after each round."""
+        best = torch.stack(self._best)
+        return {"reward": best.to(self.dtype).to(self.problem.device)}
+
+    def step(self) -> int:
+        """Score a round; the first is the set of the best single disks."""
+        before = self.used
+        if not self._best:
+            self.used = self._score_singles()
+        count = min(self.settings.batch, self.settings.evaluations - self.used)
+        if count:
+            self._score_round(count if self._best else 1)
+            self.used += count if self._best else 1
+            best = [cell.best_reward for cell in self.cells]
+            self._best.append(torch.tensor(best, dtype=torch.double))
+        return self.used - before
 
     def _score_singles(self) -> int:
         """Tell every cell what single disks are worth; the evaluations of a cell."""
@@ -223,10 +209,7 @@ class _Search:
 
     def _finite(self, rewards: Tensor, cells: Tensor) -> list[float]:
         """Rewards as numbers, once sure that they are some."""
-        bad = torch.nonzero(~rewards.isfinite())
-        if len(bad):
-            index = int(bad[0])
-            raise self.problem.not_finite(float(rewards[index]), int(cells[index]))
+        self.problem.check_finite(rewards, cells)
         self.dtype = rewards.dtype
         values: list[float] = rewards.tolist()
         return values
@@ -239,7 +222,8 @@ class _Search:
             masks.append(disk_masks(squares, count, self.edges[which]))
         return tuple(masks)
 
-    def _masks_of_the_best(self) -> Masks:
+    def masks(self) -> Masks:
+        """Those of the best candidates."""
         found = [self._masks([cell.best], cell.area) for cell in self.cells]
         return tuple(
             match_area(torch.cat(masks), self.problem.areas)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,8 +36,8 @@ from captum_extremal.masks.fields import Field
 from captum_extremal.masks.lattice import LINEAR
 from captum_extremal.masks.max_convolution import MaskGenerator, Profile, default_step
 from captum_extremal.solvers.area_loss import AreaWeight, area_loss
-from captum_extremal.solvers.driver import Ended, stopping
-from captum_extremal.solvers.problem import Masks, Problem, Solution
+from captum_extremal.solvers.driver import History, StepwiseSolver
+from captum_extremal.solvers.problem import Masks, Problem, check_gradients
 from captum_extremal.solvers.start import MIRRORING, start
 from captum_extremal.solvers.views import Copy, random_shifts
 
@@ -45,7 +45,7 @@ _LARGEST_WEIGHT = 1e30  # of scores that hardly change; float32 ends soon beyond
 
 
 @dataclass(frozen=True)
-class GradientSolver:
+class GradientSolver(StepwiseSolver):
     """Gradient descent from the mask that keeps everything, as in the paper.
 
     A cell finishes early when no parameter of its masks has moved by more than
@@ -101,6 +101,8 @@ class GradientSolver:
         torch.Size([1, 1, 20])
     """
 
+    uses_seed = False
+
     iterations: int = 200
     learning_rate: float = 0.04
     momentum: float = 0.9
@@ -136,33 +138,9 @@ class GradientSolver:
         # The mask's settings are checked by the generator of a smallest input.
         self.generator((1,))
 
-    @property
-    def total_steps(self) -> int:
-        """The steps that a run takes at most."""
-        return self.iterations
-
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Descend for all cells at once.
-
-        Args:
-            problem: What a mask is worth.
-            seed: Of the shifts that ``jitter`` draws.
-            on_step: Told after every iteration that one step is done.
-
-        Returns:
-            Masks of exactly the asked areas, with the series ``reward``, ``area_loss``
-            and ``area`` (share of visible pixels at or above 0.5) of the run.
-
-        Raises:
-            RuntimeError: If the model cuts the gradient or a score is not finite.
-        """
-        with torch.no_grad():
-            return _Descent(self, problem, seed).run(on_step or (lambda _: None))
+    def start(self, problem: Problem, seed: int) -> _Descent:
+        """Begin: parameters that keep everything."""
+        return _Descent(self, problem, seed)
 
     def generator(self, size: Sequence[int], narrow: bool = False) -> MaskGenerator:
         """The mask generator that these settings ask for at an input size.
@@ -251,26 +229,34 @@ class _Descent:
         self.areas = problem.cell_areas
         self.active = torch.arange(problem.num_cells, device=problem.device)
         self.last_check = [params.clone() for params in self.params]
-        shape = (settings.iterations, problem.num_cells)
-        self.history = {
-            name: torch.full(shape, torch.nan, device=problem.device)
-            for name in ("reward", "area_loss", "area")
-        }
+        self.done = 0
+        self._history = History(settings.iterations, problem)
+        self._start()
 
-    def run(self, on_step: Callable[[int], object]) -> Solution:
-        iterations, patience = self.settings.iterations, self.settings.patience
-        with stopping(self.settings.time_limit) as stop:
-            self._start()
-            for iteration in range(iterations):
-                self._step(iteration)
-                on_step(1)
-                last = iteration + 1 == iterations or stop()
-                if (iteration + 1) % patience == 0 or last:
-                    self._check_finite(iteration)
-                    self._retire_still_cells()
-                    if last or not len(self.active):
-                        break
-        return self._solution(stop.ended)
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The rewards, area losses and areas of each step."""
+        return self._history.series
+
+    def step(self) -> int:
+        """Move the parameters of the active cells; some retire at times."""
+        last = self.done == self.settings.iterations
+        if self.done and (last or self.done % self.settings.patience == 0):
+            self._check_finite()
+            self._retire_still_cells()
+        if last or not len(self.active):
+            return 0
+        self._step(self.done)
+        self.done += 1
+        return 1
+
+    def masks(self) -> Masks:
+        """Those of the last parameters, mapped to the exact area."""
+        self._check_finite()
+        return tuple(
+            match_area(generator(params)[0], self.areas)
+            for generator, params in zip(self.generators, self.params, strict=True)
+        )
 
     def _step(self, iteration: int) -> None:
         """One ascent of ``reward - area_weight * area_loss`` for the active cells."""
@@ -287,7 +273,7 @@ class _Descent:
             area_losses = torch.stack(losses).sum(dim=0)
         shown = tuple(mask.detach() for mask in masks)
         shifts = random_shifts(self.random, self.settings.jitter)
-        view = Copy(self._mirrors(iteration) and self.mirrored, shifts)
+        view = Copy((self._mirrors(iteration) and self.mirrored) or False, shifts)
         rewards, reward_gradients = self.problem.gradients(shown, cells, view)
         weight = self.settings.area_weight(iteration, self.settings.iterations)
         directions = torch.autograd.grad(
@@ -345,31 +331,22 @@ class _Descent:
         masks: Masks,
     ) -> None:
         areas = [(mask >= 0.5).flatten(1).float().mean(dim=1) for mask in masks]
-        row = {
-            "reward": rewards,
-            "area_loss": area_losses,
-            "area": torch.stack(areas).mean(dim=0),
-        }
-        for name, values in row.items():
-            if iteration == 0:  # as precise as they come
-                self.history[name] = self.history[name].to(values.dtype)
-            self.history[name][iteration, cells] = values
+        self._history.write(
+            iteration,
+            cells,
+            reward=rewards,
+            area_loss=area_losses,
+            area=torch.stack(areas).mean(dim=0),
+        )
 
-    def _check_finite(self, iteration: int) -> None:
+    def _check_finite(self) -> None:
         """Stop at the first NaN or infinite reward or gradient since the last check."""
-        first = max(0, iteration + 1 - self.settings.patience)
-        rewards = self.history["reward"][first : iteration + 1, self.active]
-        bad = torch.nonzero(~rewards.isfinite())
-        if len(bad):
-            step, column = bad[0].tolist()
-            cell = int(self.active[column])
-            score = float(rewards[step, column])
-            raise self.problem.not_finite(score, cell, f" at iteration {first + step}")
-        if not all(params.isfinite().all() for params in self.params):
-            raise RuntimeError(
-                "forward_func and reward must have finite gradients, got NaN within "
-                f"iterations {first} to {iteration}"
-            )
+        first = max(0, self.done - self.settings.patience)
+        rewards = self.history["reward"][first : self.done, self.active]
+        self.problem.check_finite(
+            rewards, self.active, lambda step: f" at iteration {first + step}"
+        )
+        check_gradients(self.params, f"within iterations {first} to {self.done - 1}")
 
     def _retire_still_cells(self) -> None:
         """Cells whose parameters have stayed where they were take no further part."""
@@ -384,11 +361,3 @@ class _Descent:
             if momentum is not None:
                 momentum[retired] = 0
         self.last_check = [params.clone() for params in self.params]
-
-    def _solution(self, ended: Ended) -> Solution:
-        with torch.no_grad():
-            masks = tuple(
-                match_area(generator(params)[0], self.areas)
-                for generator, params in zip(self.generators, self.params, strict=True)
-            )
-        return Solution(masks, self.history, ended)

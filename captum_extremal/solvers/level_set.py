@@ -40,8 +40,8 @@ from captum_extremal._base.checks import check_count, check_non_negative, check_
 from captum_extremal.masks.area import area_count
 from captum_extremal.masks.edges import edge_widths, largest, smooth_edges
 from captum_extremal.masks.fields import Field, FreeField
-from captum_extremal.solvers.driver import stopping
-from captum_extremal.solvers.problem import Masks, Problem, Solution, View
+from captum_extremal.solvers.driver import History, StepwiseSolver
+from captum_extremal.solvers.problem import Masks, Problem, View, check_gradients
 from captum_extremal.solvers.start import MIRRORING, start
 from captum_extremal.solvers.views import Copy, random_shifts
 
@@ -58,7 +58,7 @@ MasksOf = Callable[[Sequence[Tensor], Sequence[float]], Masks]
 
 
 @dataclass(frozen=True)
-class LevelSetSolver:
+class LevelSetSolver(StepwiseSolver):
     """Ascent on a smooth field; the asked area is exact at every step.
 
     A cell costs ``iterations`` forwards and backwards; besides, the areas of an image
@@ -158,34 +158,9 @@ class LevelSetSolver:
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
-    @property
-    def total_steps(self) -> int:
-        """The iterations."""
-        return self.iterations
-
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Ascend for all cells at once.
-
-        Args:
-            problem: What a mask is worth.
-            seed: Of the copies and the edges that are drawn.
-            on_step: Told after every iteration that one step is done.
-
-        Returns:
-            Masks of exactly the asked areas, with the series ``reward`` of what each
-            step saw: areas, edges, copies and backgrounds differ between steps, so that
-            it need not rise.
-
-        Raises:
-            RuntimeError: If the model cuts the gradient or a score is not finite.
-        """
-        with torch.no_grad():
-            return Ascent(self, problem, seed).run(on_step or (lambda _: None))
+    def start(self, problem: Problem, seed: int) -> Ascent:
+        """Begin: the first fields of all cells."""
+        return Ascent(self, problem, seed)
 
 
 class Ascent:
@@ -226,31 +201,35 @@ class Ascent:
         self.seen = torch.tensor(whole, device=problem.device).repeat(
             problem.num_images
         )
-        self.rewards = torch.full(
-            (settings.iterations, problem.num_cells), torch.nan, device=problem.device
-        )
+        self.done = 0
+        self._history = History(settings.iterations, problem)
+        self._exchanges = {round(part * settings.iterations) for part in _EXCHANGES}
+        self._start()
 
-    def run(self, on_step: Callable[[int], object]) -> Solution:
-        """Ascend, and deliver the masks."""
-        iterations = self.settings.iterations
-        exchanges = {round(part * iterations) for part in _EXCHANGES} - {0}
-        done = 0
-        with stopping(self.settings.time_limit) as stop:
-            self._start()
-            while done < iterations and not stop():
-                if done in exchanges:
-                    self._check_finite(done)
-                    masks_of = functools.partial(self._soft_masks, done)
-                    self._exchange(masks_of, self._areas(done))
-                self._step(done)
-                on_step(1)
-                done += 1
-            self._check_finite(done)
-            self._warn_of_blind_cells(done)
-            if not stop():
-                self._exchange(self._delivered_masks, self.problem.areas)
-            masks = self._delivered_masks(self.params, self.problem.areas)
-        return Solution(masks, {"reward": self.rewards}, stop.ended)
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The rewards of each step."""
+        return self._history.series
+
+    def step(self) -> int:
+        """Move all fields, and compare them at times; in the end compare them alone."""
+        if self.done == self.settings.iterations:
+            self._check_finite()
+            self._exchange(self._delivered_masks, self.problem.areas)
+            return 0
+        if self.done in self._exchanges - {0}:
+            self._check_finite()
+            masks_of = functools.partial(self._soft_masks, self.done)
+            self._exchange(masks_of, self._areas(self.done))
+        self._step(self.done)
+        self.done += 1
+        return 1
+
+    def masks(self) -> Masks:
+        """The regions of the fields as they are, with their edges."""
+        self._check_finite()
+        self._warn_of_blind_cells()
+        return self._delivered_masks(self.params, self.problem.areas)
 
     def _start(self) -> None:
         """The mean gradient of uniform masks of several heights, for all areas."""
@@ -279,15 +258,13 @@ class Ascent:
         problem = self._problem_of(iteration)
         turn = iteration // len(self.shown) % 2
         mirrors = turn == 1 and self._part(iteration) < MIRRORING
-        view = Copy(self.mirrored if mirrors else False, shifts)
+        view = Copy((mirrors and self.mirrored) or False, shifts)
         rate = self.settings.learning_rate
         rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
         rate /= 1 - _MOMENTUM ** (iteration + 1)
         for rows, of_rows in self._portions(len(self.cells), areas):
             rewards = self._move(rows, of_rows, softness, rate, problem, view)
-            if iteration == 0:  # as precise as they come
-                self.rewards = self.rewards.to(rewards.dtype)
-            self.rewards[iteration, rows] = rewards
+            self._history.write(iteration, rows, reward=rewards)
 
     def _move(
         self,
@@ -423,9 +400,9 @@ class Ascent:
         firsts = self.cells[:: len(self.problem.areas), None]
         return (firsts + torch.tensor(list(places), device=firsts.device)).flatten()
 
-    def _warn_of_blind_cells(self, done: int) -> None:
+    def _warn_of_blind_cells(self) -> None:
         blind = torch.nonzero(~self.seen)
-        if done and len(blind):
+        if len(blind):
             warnings.warn(
                 f"no step met a gradient for {self.problem.name_of(int(blind[0]))}"
                 f"{' and others' if len(blind) > 1 else ''}: the score does not change "
@@ -433,19 +410,15 @@ class Ascent:
                 stacklevel=2,
             )
 
-    def _check_finite(self, done: int) -> None:
-        bad = torch.nonzero(~self.rewards[:done].isfinite())
-        if len(bad):
-            step, cell = bad[0].tolist()
-            when = f" at iteration {step}"
-            if self._problem_of(step) is not self.problem:
-                when += " over the mean colour, see LevelSetSolver(flat_background)"
-            raise self.problem.not_finite(float(self.rewards[step, cell]), cell, when)
-        if not all(params.isfinite().all() for params in self.params):
-            raise RuntimeError(
-                "forward_func and reward must have finite gradients, got NaN within "
-                f"the first {done} iterations"
-            )
+    def _check_finite(self) -> None:
+        rewards = self.history["reward"][: self.done]
+        self.problem.check_finite(rewards, self.cells, self._when)
+        check_gradients(self.params, f"within the first {self.done} iterations")
+
+    def _when(self, step: int) -> str:
+        seen = self._problem_of(step) is self.problem
+        other = " over the mean colour, see LevelSetSolver(flat_background)"
+        return f" at iteration {step}{'' if seen else other}"
 
 
 class _Edge:

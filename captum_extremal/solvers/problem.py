@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from captum_extremal._base.causes import (
     of_gradients,
 )
 from captum_extremal.perturbations.apply import LARGE_IMAGE, Levels, Moved, apply_mask
-from captum_extremal.solvers.driver import Ended
 from captum_extremal.solvers.rewards import GAMES, Game
+
+Ended = Literal["budget", "time limit", "interrupt"]
 
 Masks = tuple[Tensor, ...]
 """One mask tensor (M, 1, *S) for each tensor of the input."""
@@ -54,6 +55,24 @@ class View(Protocol):
         ...
 
 
+class Spread(Protocol):
+    """Few values -> masks of the size of what they are laid on.
+
+    Example:
+        >>> from captum_extremal.sites.groups import Groups
+        >>> spread: Spread = Groups((torch.tensor([0, 0, 1]),), (torch.ones(1, 1, 3),))
+    """
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, ...]]:
+        """The sizes of the masks that are looked for."""
+        ...
+
+    def __call__(self, masks: Masks, images: Tensor) -> Masks:
+        """Masks of these sizes, and the image of each -> a mask for each tensor."""
+        ...
+
+
 class Problem:
     """What a mask is worth to a model, for K cells of one image and area each.
 
@@ -64,8 +83,11 @@ class Problem:
         areas: The A areas, fractions of each tensor's pixels in (0, 1].
         game: ``"preservation"``, ``"deletion"`` or ``"hybrid"`` (Sec. 3.2).
         perturbations_per_eval: The most perturbed inputs that one forward may hold.
+        spread: Where a value of a mask stands for more than one place, how it is
+            spread; None for masks of the levels' sizes.
 
     Attributes:
+        sizes: The sizes of the masks, one for each tensor of the input.
         is_large: Whether an input holds so many numbers that memory allows one mask at
             a time, whatever `perturbations_per_eval`.
 
@@ -86,12 +108,14 @@ class Problem:
         areas: Sequence[float],
         game: Game = "preservation",
         perturbations_per_eval: int = 16,
+        spread: Spread | None = None,
     ) -> None:
         self.areas = tuple(areas)
         lasts = [
             level[-1] if isinstance(level, tuple) else level[:, -1] for level in levels
         ]
-        self.sizes = [tuple(last.shape[2:]) for last in lasts]
+        self._level_sizes = [tuple(last.shape[2:]) for last in lasts]
+        self.sizes = self._level_sizes if spread is None else list(spread.sizes)
         self.num_images = len(lasts[0])
         self.num_cells = self.num_images * len(self.areas)
         self.device = lasts[0].device
@@ -102,6 +126,7 @@ class Problem:
         self.game = game
         self._weights = GAMES[game]
         self.perturbations_per_eval = perturbations_per_eval
+        self._spread = spread
 
     def over_mean_colour(self) -> Problem:
         """The same with what is left out in one colour instead of perturbed.
@@ -115,6 +140,7 @@ class Problem:
             self.areas,
             self.game,
             self.perturbations_per_eval,
+            self._spread,
         )
 
     @property
@@ -138,6 +164,26 @@ class Problem:
             f"forward_func and reward must give finite scores, got {score}{when} for "
             f"{self.name_of(cell)}"
         )
+
+    def check_finite(
+        self, rewards: Tensor, cells: Tensor, when: Callable[[int], str] | str = ""
+    ) -> None:
+        """Refuse rewards that are NaN or infinite; it names the first.
+
+        Args:
+            rewards: (M,), or (T, M) of T steps.
+            cells: The cell of each column, (M,).
+            when: In words, for the message; of several steps a function of the step.
+
+        Raises:
+            RuntimeError: If one is not finite.
+        """
+        bad = torch.nonzero(~rewards.isfinite())
+        if len(bad):
+            *steps, column = bad[0].tolist()
+            score = float(rewards[tuple(bad[0])])
+            told = when if isinstance(when, str) else when(*steps)
+            raise self.not_finite(score, int(cells[column]), told)
 
     def scores(self, masks: Masks, images: Tensor, complement: bool = False) -> Tensor:
         """The model's score of ``masks * images``, whatever the game: (M,), no grad.
@@ -246,13 +292,15 @@ class Problem:
         self, masks: Masks, images: Tensor, view: View | None
     ) -> tuple[Tensor, ...]:
         """Perturbed inputs as the model sees them."""
+        if self._spread is not None:
+            masks = self._spread(masks, images)
         pairs = list(zip(self._levels, masks, strict=True))
         if view is not None and self.is_large:
             # One image at a time, which goes to its place at once.
             return tuple(
                 apply_mask(levels, mask, images, view.moved(which, size, images))
                 for which, ((levels, mask), size) in enumerate(
-                    zip(pairs, self.sizes, strict=True)
+                    zip(pairs, self._level_sizes, strict=True)
                 )
             )
         inputs = tuple(apply_mask(levels, mask, images) for levels, mask in pairs)
@@ -265,6 +313,14 @@ class Problem:
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             yield tuple(mask[part] for mask in masks), images[part]
+
+
+def check_gradients(params: Sequence[Tensor], when: str) -> None:
+    """Refuse parameters that gradients have made NaN or infinite."""
+    if not all(values.isfinite().all() for values in params):
+        raise RuntimeError(
+            f"forward_func and reward must have finite gradients, got NaN {when}"
+        )
 
 
 @contextmanager
@@ -336,43 +392,3 @@ class Solution:
     masks: Masks
     history: dict[str, Tensor] = field(default_factory=dict)
     ended: Ended = "budget"
-
-
-class Solver(Protocol):
-    """Whatever turns a problem into masks.
-
-    Example:
-        >>> class Everything:
-        ...     total_steps = 1
-        ...
-        ...     def solve(self, problem, seed=0, on_step=None):
-        ...         sizes = [(problem.num_cells, 1, *size) for size in problem.sizes]
-        ...         return Solution(tuple(map(torch.ones, sizes)))
-        >>> from captum_extremal import ExtremalPerturbation
-        >>> method = ExtremalPerturbation(lambda x: x.sum((1, 2)), solver=Everything())
-        >>> method.attribute(torch.ones(1, 1, 3), areas=1.0)
-        tensor([[[1., 1., 1.]]])
-    """
-
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Find the mask of the asked area with the highest reward, for each cell.
-
-        Args:
-            problem: What a mask is worth.
-            seed: The only source of randomness.
-            on_step: Told the number of steps done since it was last told.
-
-        Returns:
-            The masks and how they were found.
-        """
-        ...
-
-    @property
-    def total_steps(self) -> int:
-        """Steps that ``on_step`` will hear of at most."""
-        ...

@@ -63,7 +63,7 @@ def start(
     ]
     usual = _gradients(problem, fields, None)
     if not any(may):
-        return Start(usual, mirrored)
+        return Start(usual, [])
     other = _gradients(problem, fields, Copy(mirrored, ()))
     if mirror is None:
         mirrored = [

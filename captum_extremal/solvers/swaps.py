@@ -1,47 +1,43 @@
-r"""Solvers for masks of values that are no neighbours, such as a layer's channels.
+r"""`SwapSolver`: masks of positions that are no neighbours, of exactly n each.
 
-`ChannelSolver`, the default, looks for the n channels of K that score best:
+Such positions are the channels of a layer, groups of input features, the tokens of a
+transformer. It looks for the n of K that score best:
 
 1. ascent as in `LevelSetSolver`, on a field without smoothness: one parameter a
-   channel, whose n largest are the mask. The mask is soft while it is sought and its
+   position, whose n largest are the mask. The mask is soft while it is sought and its
    edge narrows; the count is exact at every step.
-2. the n channels of the highest activation times gradient take its place where they
-   score higher;
-3. swaps: by the gradient g of the score at the binary mask, channel j in exchange for
-   channel i promises :math:`g_j - g_i`. The most promising exchanges are tried, one by
+2. the n positions of the highest value times gradient take its place where they score
+   higher;
+3. swaps: by the gradient g of the score at the binary mask, position j in exchange for
+   position i promises :math:`g_j - g_i`. The most promising exchanges are tried, one by
    one and the best 2, 4 and 8 at once, and the best of them is made if it is better.
    Where none is, the next in line are tried.
-
-`ChannelDescent` is the paper's eq. 9: descent on the mask with the area loss.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_extremal._base.checks import check_count
-from captum_extremal.masks.area import area_count
-from captum_extremal.masks.edges import largest
+from captum_extremal.masks.edges import binary
 from captum_extremal.masks.fields import FreeField
-from captum_extremal.solvers.driver import stopping
+from captum_extremal.solvers.driver import StepwiseSolver
 from captum_extremal.solvers.level_set import Ascent, LevelSetSolver
-from captum_extremal.solvers.problem import Masks, Problem, Solution
+from captum_extremal.solvers.problem import Masks, Problem
 
-_TRIED = 16  # exchanges of single channels a round
-_TOGETHER = (2, 4, 8)  # channels that are exchanged at once
-_SHORTLIST = 128  # channels on either side that an exchange is chosen from
+_TRIED = 16  # exchanges of single positions a round
+_TOGETHER = (2, 4, 8)  # positions that are exchanged at once
+_SHORTLIST = 128  # positions on either side that an exchange is chosen from
 _BETTER = 84  # units in the last place, within which rounding must not decide
 
 
 @dataclass(frozen=True)
-class ChannelSolver:
-    """Ascent with an exact count, then swaps of single channels; masks are 0 or 1.
+class SwapSolver(StepwiseSolver):
+    """Ascent with an exact count, then swaps of single positions; masks are 0 or 1.
 
     A cell costs ``iterations`` forwards and backwards, and ``rounds`` times up to 19
     forwards and a backward; besides, the counts of an image share 5 for the start, and
@@ -52,7 +48,7 @@ class ChannelSolver:
         iterations: Gradients of each cell.
         learning_rate: Length of a first step relative to the parameters' spread.
         softness: The width of the mask's edge during the ascent, first and last: a
-            share of the channels inside (outside, where these are fewer).
+            share of the positions inside (outside, where these are fewer).
         rounds: Of swaps at most; a cell ends where no exchange is left.
         time_limit: Seconds after which no further step begins; None for no limit.
 
@@ -65,7 +61,7 @@ class ChannelSolver:
         >>> activation = torch.tensor([[[1.0, 5.0, 2.0, 4.0]]])  # one value a channel
         >>> levels = torch.stack([torch.zeros_like(activation), activation], dim=1)
         >>> problem = Problem(lambda x, _: x[0].sum((1, 2)), (levels,), [0.5])
-        >>> ChannelSolver().solve(problem).masks
+        >>> SwapSolver().solve(problem).masks
         (tensor([[[0., 1., 0., 1.]]]),)
     """
 
@@ -84,44 +80,11 @@ class ChannelSolver:
         """The iterations and the rounds."""
         return self.iterations + self.rounds
 
-    def solve(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        on_step: Callable[[int], object] | None = None,
-    ) -> Solution:
-        """Find the channels of all cells at once.
-
-        Args:
-            problem: What a mask is worth.
-            seed: Of the edges that are drawn.
-            on_step: Told after every iteration and round that one step is done.
-
-        Returns:
-            Masks of zeros and ones with exactly the asked counts, and the series
-            ``reward`` of the soft masks of the run.
-
-        Raises:
-            ValueError: If a mask has more than one axis.
-            RuntimeError: If the model cuts the gradient or a score is not finite.
-        """
-        _check_axes(problem)
-        start = time.monotonic()
-        step = on_step or (lambda _: None)
+    def start(self, problem: Problem, seed: int) -> _Run:
+        """Begin: the ascent."""
         fields = [FreeField(size) for size in problem.sizes]
-        with torch.no_grad():
-            found = Ascent(self._ascent(), problem, seed, fields).run(step)
-            left = self.time_limit and start + self.time_limit - time.monotonic()
-            if found.ended != "budget" or (left is not None and left <= 0):
-                ended = "time limit" if found.ended == "budget" else found.ended
-                return dataclasses.replace(found, ended=ended)
-            with stopping(left) as stop:
-                swaps = _Swaps(problem, found.masks)
-                for _ in range(self.rounds):
-                    if stop() or not swaps.improve():
-                        break
-                    step(1)
-        return Solution(swaps.masks, found.history, stop.ended)
+        ascent = Ascent(self._ascent(), problem, seed, fields)
+        return _Run(ascent, self.rounds)
 
     def _ascent(self) -> LevelSetSolver:
         return LevelSetSolver(
@@ -131,104 +94,129 @@ class ChannelSolver:
             softness=self.softness,
             first_area=0.0,
             flat_background=False,
+            mirror=False,
             jitter=0.0,
             time_limit=self.time_limit,
         )
 
 
-def _check_axes(problem: Problem) -> None:
-    if any(len(size) != 1 for size in problem.sizes):
-        raise ValueError(
-            "a solver of channels needs masks with one axis, got sizes "
-            f"{', '.join(map(str, problem.sizes))}"
-        )
+class _Run:
+    """The ascent, then the swaps."""
+
+    def __init__(self, ascent: Ascent, rounds: int) -> None:
+        self._ascent = ascent
+        self._swaps: _Swaps | None = None
+        self._left = rounds
+
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The rewards of the soft masks of the ascent."""
+        return self._ascent.history
+
+    def step(self) -> int:
+        """A gradient of the ascent, or a round of swaps."""
+        if self._swaps is None:
+            if done := self._ascent.step():
+                return done
+            self._swaps = _Swaps(self._ascent.problem, self._ascent.masks())
+        self._left -= 1
+        return int(self._left >= 0 and self._swaps.improve())
+
+    def masks(self) -> Masks:
+        """Zeros and ones."""
+        return (self._swaps or self._ascent).masks()
 
 
 class _Swaps:
-    """Binary masks of all cells, and what they are worth, as exchanges improve them."""
+    """Binary masks of all cells, and what they are worth, as exchanges improve them.
+
+    They are kept flat, (K, positions): where a position lies makes no difference.
+    """
 
     def __init__(self, problem: Problem, masks: Masks) -> None:
         self.problem = problem
         self.cells = torch.arange(problem.num_cells, device=problem.device)
-        self.masks = masks
-        self.best = self._rewards(masks, self.cells)
+        self.flat = [mask.flatten(1) for mask in masks]
+        self.best = self._rewards(self.flat, self.cells)
         # For each tensor how many of its exchanges each cell has tried in vain.
         self.tried = [torch.zeros_like(self.cells) for _ in masks]
         self._consider_gradients()
 
-    def _consider_gradients(self) -> None:
-        """The channels of the highest activation times gradient, where better."""
-        num_areas = len(self.problem.areas)
-        ones = tuple(torch.ones_like(mask[::num_areas]) for mask in self.masks)
-        _, gradients = self.problem.gradients(ones, self.cells[::num_areas])
-        masks = []
-        for gradient in gradients:
-            channels = gradient.shape[2]
-            counts = [area_count(channels, area) for area in self.problem.areas]
-            rows = gradient.squeeze(1).repeat_interleave(num_areas, dim=0)
-            masks.append(largest(rows, counts).to(gradient).unsqueeze(1))
-        rewards = self._rewards(tuple(masks), self.cells)
-        better = rewards > self.best
-        self.best = torch.where(better, rewards, self.best)
-        self.masks = tuple(
-            torch.where(better[:, None, None], new, old)
-            for new, old in zip(masks, self.masks, strict=True)
-        )
+    def masks(self) -> Masks:
+        """The masks, (K, 1, *S)."""
+        return self._shaped(self.flat)
 
     def improve(self) -> bool:
         """One round for each tensor; whether there was anything to try."""
-        rounds = [self._improve(which) for which in range(len(self.masks))]
+        rounds = [self._improve(which) for which in range(len(self.flat))]
         return any(rounds)
+
+    def _consider_gradients(self) -> None:
+        """The positions of the highest value times gradient, where better."""
+        areas = self.problem.areas
+        ones = [torch.ones_like(mask[:: len(areas)]) for mask in self.flat]
+        gradients = self._gradients(ones, self.cells[:: len(areas)])
+        rows = [each.repeat_interleave(len(areas), dim=0) for each in gradients]
+        masks = [binary(each.unsqueeze(1), areas).squeeze(1) for each in rows]
+        rewards = self._rewards(masks, self.cells)
+        better = rewards > self.best
+        self.best = torch.where(better, rewards, self.best)
+        self.flat = [
+            torch.where(better[:, None], new, old)
+            for new, old in zip(masks, self.flat, strict=True)
+        ]
 
     def _improve(self, which: int) -> bool:
         """Try exchanges in the masks of one tensor."""
-        mask = self.masks[which]
-        inside = mask.squeeze(1).sum(dim=1).long()
-        outside = mask.shape[2] - inside
+        mask = self.flat[which]
+        inside = mask.sum(dim=1).long()
+        outside = mask.shape[1] - inside
         pairs = inside.clamp_max(_SHORTLIST) * outside.clamp_max(_SHORTLIST)
         cells = self.cells[self.tried[which] < pairs]
         if not len(cells):
             return False
-        masks = tuple(mask[cells] for mask in self.masks)
-        _, gradients = self.problem.gradients(masks, cells)
+        masks = [mask[cells] for mask in self.flat]
+        gradients = self._gradients(masks, cells)
         offers, valid = _exchanges(
-            masks[which].squeeze(1),
-            gradients[which].squeeze(1),
-            self.tried[which][cells],
+            masks[which], gradients[which], self.tried[which][cells]
         )
         rows, columns = valid.nonzero(as_tuple=True)
         candidates = [mask[rows] for mask in masks]
-        candidates[which] = offers[rows, columns].unsqueeze(1)
+        candidates[which] = offers[rows, columns]
         rewards = self.best.new_full(valid.shape, -torch.inf)
-        rewards[rows, columns] = self._rewards(tuple(candidates), cells[rows])
+        rewards[rows, columns] = self._rewards(candidates, cells[rows])
         top, place = rewards.max(dim=1)
         before = self.best[cells]
         better = top > before + _BETTER * torch.finfo(before.dtype).eps * before.abs()
         self.best[cells] = torch.where(better, top, before)
         chosen = offers[torch.arange(len(cells), device=cells.device), place]
-        updated = torch.where(better[:, None], chosen, masks[which].squeeze(1))
-        self.masks = tuple(
-            old.index_copy(0, cells, updated.unsqueeze(1)) if i == which else old
-            for i, old in enumerate(self.masks)
-        )
+        updated = torch.where(better[:, None], chosen, masks[which])
+        self.flat[which] = mask.index_copy(0, cells, updated)
         self.tried[which][cells] += _TRIED
         for tried in self.tried:  # a better mask changes what other tensors promise
             tried[cells] = torch.where(better, 0, tried[cells])
         return True
 
-    def _rewards(self, masks: Masks, cells: Tensor) -> Tensor:
-        rewards = self.problem.rewards(masks, cells)
-        bad = torch.nonzero(~rewards.isfinite())
-        if len(bad):
-            score, cell = float(rewards[bad[0]]), int(cells[bad[0]])
-            raise self.problem.not_finite(score, cell, " for a swap of channels")
+    def _shaped(self, flat: Sequence[Tensor]) -> Masks:
+        return tuple(
+            mask.view(len(mask), 1, *size)
+            for mask, size in zip(flat, self.problem.sizes, strict=True)
+        )
+
+    def _gradients(self, flat: Sequence[Tensor], cells: Tensor) -> list[Tensor]:
+        _, gradients = self.problem.gradients(self._shaped(flat), cells)
+        return [gradient.flatten(1) for gradient in gradients]
+
+    def _rewards(self, flat: Sequence[Tensor], cells: Tensor) -> Tensor:
+        rewards = self.problem.rewards(self._shaped(flat), cells)
+        self.problem.check_finite(rewards, cells, " for a swap of positions")
         return rewards
 
 
 def _exchanges(
     masks: Tensor, gradients: Tensor, tried: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Masks with channels exchanged, the most promising first.
+    """Masks with positions exchanged, the most promising first.
 
     Args:
         masks: (M, K), of zeros and ones.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from captum_extremal._base.checks import check_shape
 from captum_extremal.visualization.overlays import (
     NEGATIVE,
     POSITIVE,
@@ -108,11 +109,7 @@ def captions_for(name: str, texts: Sequence[str] | None, count: int) -> Sequence
 
 
 def check_batch(name: str, images: Tensor) -> None:
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"{name} must have shape (N, 1 or 3, H, W), none of them 0, got "
-            f"{tuple(images.shape)}"
-        )
+    check_shape(name, images, "N 1|3 H W", filled=True)
     check_range(name, images)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from captum_extremal.curve import Curve
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
     CELL,
@@ -21,7 +22,7 @@ from captum_extremal.visualization._drawing import (
     keep,
     wrap_caption,
 )
-from captum_extremal.visualization._of_result import Curve, check_count, masks_of
+from captum_extremal.visualization._of_result import check_count, masks_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,11 +83,11 @@ def plot_area_growth(
     for index, image in enumerate(images):
         masks = masks_of(image, result, index)
         image = image.detach().float().cpu()
-        curve = Curve.of(result, index)
+        curve = result.curve(index)
         rows.append([image, *(keep(image, mask) for mask in masks)])
         labels.append([wrap_caption(captions[index]), *_fractions(curve)])
         curves.append((curve, masks))
-    names = ["input", *(f"{size:.3g} %" for size in curves[0][0].sizes)]
+    names = ["input", *(f"{100 * size:.3g} %" for size in curves[0][0].sizes)]
     bars = any(curve.input_score > 0 for curve, _ in curves)
     note, room = (_BARS, 2 * _BAR) if bars else ("", 0.0)
     figure = draw_grid(rows, labels, names, title, note=note, room=room)
@@ -97,7 +98,7 @@ def plot_area_growth(
             axes.xaxis.labelpad += _POINTS * room
             draw_outline(axes, masks[place])
             _draw_bar(axes, curve, place)
-            if place == curve.smallest_sufficient:
+            if place == curve.a_star:
                 draw_box(axes)
     return figure
 
@@ -109,8 +110,8 @@ def _fractions(curve: Curve) -> list[str]:
         f"{100 * score / whole:.0f} %" if whole > 0 else f"score {score:.2f}"
         for score in curve.scores
     ]
-    if curve.smallest_sufficient is not None:
-        texts[curve.smallest_sufficient] = f"a*: {texts[curve.smallest_sufficient]}"
+    if curve.a_star is not None:
+        texts[curve.a_star] = f"a*: {texts[curve.a_star]}"
     return texts
 
 

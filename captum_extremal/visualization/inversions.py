@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from captum_extremal._base.checks import check_shape
 from captum_extremal.visualization._drawing import captions_for, check_batch, draw_grid
 from captum_extremal.visualization.overlays import overlay_saliency
 
@@ -49,16 +50,9 @@ def plot_comparison(
     """
     check_batch("images", images)
     for name, others in (("original", original), ("masked", masked)):
-        if others.shape != images.shape:
-            raise ValueError(
-                f"{name} must have the shape of images, {tuple(images.shape)}, got "
-                f"{tuple(others.shape)}"
-            )
-    if saliency.shape != (len(images), 1, *images.shape[2:]):
-        raise ValueError(
-            f"saliency must have shape {(len(images), 1, *images.shape[2:])}, got "
-            f"{tuple(saliency.shape)}"
-        )
+        check_shape(name, others, "*S", ", as images are", S=images.shape)
+    size = images.shape[2:]
+    check_shape("saliency", saliency, "N 1 *S", N=len(images), S=size)
     captions = captions_for("captions", captions, len(images))
     rows = [
         [overlay_saliency(image, heat), whole, kept]

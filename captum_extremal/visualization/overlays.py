@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_extremal._base.checks import check_shape
+
 # Of signed maps: colours that stay distinct with a colour vision deficiency.
 POSITIVE, NEGATIVE = "#C1272D", "#0072B2"  # red, blue
 _MOST_OPAQUE = 0.75  # of a saliency map over its image
@@ -179,16 +181,8 @@ def overlay_signed(image: Tensor, saliency: Tensor) -> Tensor:
 
 def _checked(image: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
     """Both on the CPU, once they fit each other."""
-    if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise ValueError(
-            "image must have shape (1 or 3, H, W), none of them 0, got "
-            f"{tuple(image.shape)}"
-        )
-    if saliency.shape != (1, *image.shape[1:]):
-        raise ValueError(
-            f"saliency must have shape {(1, *image.shape[1:])}, got "
-            f"{tuple(saliency.shape)}"
-        )
+    check_shape("image", image, "1|3 H W", filled=True)
+    check_shape("saliency", saliency, "1 *S", S=image.shape[1:])
     if not saliency.isfinite().all():
         raise ValueError(
             "saliency must be finite, got NaN or infinity (no area sufficed?)"
@@ -218,13 +212,13 @@ def check_attributions(
 
     Raises:
         ValueError: If a shape does not fit.
-        TypeError: If it is no dict.
+        TypeError: If it is no dict, or of no tensors.
 
     Example:
         >>> check_attributions("others", {"ig": torch.zeros(2, 3, 8, 8)}, 1)
         Traceback (most recent call last):
         ...
-        ValueError: others['ig'] must have shape (1, C, H, W), got (2, 3, 8, 8)
+        ValueError: others['ig'] must be of shape (1, C, H, W), got (2, 3, 8, 8)
     """
     if not isinstance(attributions, Mapping):
         raise TypeError(
@@ -232,17 +226,7 @@ def check_attributions(
             f"{type(attributions).__name__}"
         )
     for name, maps in attributions.items():
-        if (
-            not isinstance(maps, Tensor)
-            or maps.dim() != 4
-            or len(maps) != num_images
-            or 0 in maps.shape
-        ):
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps)
-            raise ValueError(
-                f"{argument}[{name!r}] must have shape ({num_images}, C, H, W), got "
-                f"{got}"
-            )
+        check_shape(f"{argument}[{name!r}]", maps, "N C H W", N=num_images)
 
 
 def map_of(name: str, attribution: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_extremal.curve import Curve
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
@@ -31,7 +33,7 @@ from captum_extremal.visualization._drawing import (
     title_lines,
     write_title,
 )
-from captum_extremal.visualization._of_result import Curve, check_picture, masks_of
+from captum_extremal.visualization._of_result import check_picture, masks_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,14 +89,14 @@ def plot_result(
         ['input', '25 %', 'a* = 50 %']
     """
     masks = masks_of(image, result, index)
-    curve = Curve.of(result, index)
+    curve = _in_percent(result.curve(index))
     image = image.detach().float().cpu()
     figure = _new_figure(image, len(masks), title)
     widths = [figure.get_figwidth() - _CURVE, _CURVE]
     parts = figure.subfigures(1, 2, squeeze=False, width_ratios=widths)
     pictures, beside = parts[0]
     _draw_pictures(pictures.subplots(2, len(masks) + 1), image, masks, curve)
-    _draw_curve(beside.subplots(), curve)
+    _draw_curve(beside.subplots(), curve, "area of the mask (% of the image)", " %")
     return figure
 
 
@@ -161,8 +163,12 @@ def plot_channels(
         _show_map(axis, image, name, values)
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
-    _draw_curve(beside.subplots(), Curve.of_channels(result, index))
+    _draw_curve(beside.subplots(), result.curve(index), "number of channels", "")
     return figure
+
+
+def _in_percent(curve: Curve) -> Curve:
+    return dataclasses.replace(curve, sizes=[100 * area for area in curve.sizes])
 
 
 def _channel_maps(result: ChannelResult, index: int) -> list[tuple[str, Tensor | None]]:
@@ -175,13 +181,12 @@ def _channel_maps(result: ChannelResult, index: int) -> list[tuple[str, Tensor |
     if activation.dim() != 3:
         return maps
     masks = result.masks[index].detach().float().cpu()
-    a_star = float(result.smallest_sufficient_count()[index])
-    name = f"a* = {a_star:.0f} channels"
-    chosen = None
-    if math.isnan(a_star):
-        place = max(range(len(result.counts)), key=result.counts.__getitem__)
-        chosen = result.masks[:, place]
-        name = f"{result.counts[place]} channels"
+    a_star = result.curve(index).smallest_sufficient
+    chosen, name = None, f"a* = {a_star} channels"
+    if a_star is None:
+        most = max(result.counts)
+        chosen = result.masks[:, result.counts.index(most)]
+        name = f"{most} channels"
     maps.append((name, result.saliency(chosen)[index].detach().float().cpu()))
     kept_by = masks.mean(dim=0)
     for channel in kept_by.argsort(descending=True, stable=True)[:_CHANNELS].tolist():
@@ -231,16 +236,16 @@ def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: Curve) -> Non
         draw_picture(
             alone, mask, f"removed {curve.complement_scores[place]:.2f}", _DELETED_TEXT
         )
-        name = f"{curve.sizes[place]:.3g}{curve.unit}"
+        name = f"{curve.sizes[place]:.3g} %"
         kept.set_title(name, fontsize=MEDIUM, color=INK)
-        if place == curve.smallest_sufficient:
+        if place == curve.a_star:
             kept.title.set(text=f"a* = {name}", color="white", weight="bold")
             kept.title.set_bbox(BADGE)
             draw_box(kept)
             draw_box(alone)
 
 
-def _draw_curve(axes: Axes, curve: Curve) -> None:
+def _draw_curve(axes: Axes, curve: Curve, sizes: str, unit: str) -> None:
     """The paper's Fig. 3, right: scores over the area, with two lines of reference."""
     for scores, style, color, label in (
         (curve.scores, "o-", PRESERVED, "kept part alone"),
@@ -252,9 +257,9 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         curve.perturbed_score, color=PERTURBED, ls=":", lw=2.2, label="fully perturbed"
     )
     if curve.smallest_sufficient is not None:
-        _mark_a_star(axes, curve.sizes[curve.smallest_sufficient], curve.unit)
+        _mark_a_star(axes, curve.smallest_sufficient, unit)
     axes.set_xlim(0, 1.06 * curve.sizes[-1])
-    axes.set_xlabel(curve.label, fontsize=MEDIUM, color=INK)
+    axes.set_xlabel(sizes, fontsize=MEDIUM, color=INK)
     axes.set_ylabel("score of the target", fontsize=MEDIUM, color=INK)
     _style(axes)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from captum_extremal._base.checks import check_shape
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
     captions_for,
@@ -19,7 +20,7 @@ from captum_extremal.visualization._drawing import (
     wrap_caption,
     write_inside,
 )
-from captum_extremal.visualization._of_result import Curve, check_count, masks_of
+from captum_extremal.visualization._of_result import check_count, masks_of
 from captum_extremal.visualization.overlays import (
     check_attributions,
     check_range,
@@ -135,12 +136,9 @@ def _mask_columns(
         stars = [""] * len(images)
         if isinstance(given, ExtremalResult):
             given, stars = _sufficient_masks(given, images)
-        if given.shape != (len(images), 1, *images.shape[2:]):
-            raise ValueError(
-                f"masks[{name!r}] must have shape "
-                f"{(len(images), 1, *images.shape[2:])}, got {tuple(given.shape)}"
-            )
-        check_range(f"masks[{name!r}]", given)
+        called = f"masks[{name!r}]"
+        check_shape(called, given, "N 1 *S", N=len(images), S=images.shape[2:])
+        check_range(called, given)
         chosen = given.detach().float().cpu()
         areas = (chosen >= 0.5).float().mean(dim=(1, 2, 3)).tolist()
         badges = [
@@ -157,7 +155,7 @@ def _sufficient_masks(
     check_count(result, images)
     chosen, stars = [], []
     for index, image in enumerate(images):
-        place = Curve.of(result, index).smallest_sufficient
+        place = result.curve(index).a_star
         chosen.append(masks_of(image, result, index)[-1 if place is None else place])
         stars.append("" if place is None else "a* = ")
     return torch.stack(chosen), stars

@@ -1,13 +1,13 @@
-"""Running a solver on a caller's model: what the attribution methods share.
+"""A problem and a solver -> masks, scores and how they were found.
 
-They turn their arguments into a `Problem`; from there to masks and scores the way is
-the same, whatever the masks are laid on.
+The methods turn their arguments into a `Problem`; from there the way is the same,
+whatever the masks are laid on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -20,10 +20,16 @@ from captum_extremal._base.captum_door import (
     one_score_each,
     progress_bar,
 )
-from captum_extremal._base.causes import Score, may_be_of_the_batch
-from captum_extremal._base.model import Watch
-from captum_extremal.solvers import Problem, Solution, Solver
-from captum_extremal.solvers.driver import Ended
+from captum_extremal._base.causes import may_be_of_the_batch
+from captum_extremal._base.model import (
+    Watch,
+)
+from captum_extremal.solvers import (
+    Problem,
+    Solution,
+    Solver,
+)
+from captum_extremal.solvers.problem import Ended
 from captum_extremal.solvers.rewards import Reward
 
 
@@ -80,12 +86,16 @@ class Found:
             the fully perturbed inputs: (N, A), (N, A), (N,), (N,).
         history: Named series of the search, each (N, A, T).
         ended: What ended the search.
+        areas: The areas, as asked for.
+        settings: What the run was asked to do; JSON-serialisable.
     """
 
     masks: tuple[Tensor, ...]
     scores: dict[str, Tensor]
     history: dict[str, Tensor]
     ended: Ended
+    areas: tuple[int | float, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -179,36 +189,6 @@ def _ends(problem: Problem, watch: Watch) -> tuple[Tensor, Tensor]:
         untouched[:1], lambda: _scores_under(problem, kept[:1], images[:1]), together
     )
     return untouched, perturbed
-
-
-def watched(
-    watch: Watch, score: Score, levels: Sequence[Tensor], perturbations_per_eval: int
-) -> Score:
-    """The same score, which gives cause for a warning where there is any.
-
-    For methods that do not score the untouched inputs: their first forward is looked
-    at. Of a function that calls a model nothing is known, so that its first input is
-    scored for this purpose, alone and beside its perturbed form.
-    """
-    if watch.warned or not watch.blind:
-        return watch.first_call(score)
-    kept = tuple(level[:1, -1] for level in levels)
-    images = torch.zeros(1, dtype=torch.long, device=levels[0].device)
-    first = together = None
-    with torch.no_grad(), watch.forwards():
-        try:
-            first = score(kept, images)
-            if perturbations_per_eval > 1:
-                both = tuple(level[0, [-1, 0]] for level in levels)
-                together = score(both, images.repeat(2))
-        except Exception:  # the model's own, of any kind
-            # It may take no such number of rows, and what else is wrong shows in the
-            # run itself: to look for a warning must not fail it.
-            if first is None:
-                return score
-    with torch.no_grad():
-        watch.warn(first, lambda: score(kept, images), together)
-    return score
 
 
 def _scores_under(problem: Problem, values: Tensor, images: Tensor) -> Tensor:

@@ -1,0 +1,158 @@
+"""`MaskAttribution`: what the methods share that look for masks, on whatever site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from captum.attr import PerturbationAttribution
+from torch import Tensor
+
+from captum_extremal._base import checks
+from captum_extremal._base.captum_door import (
+    Target,
+    check_target,
+)
+from captum_extremal._base.model import (
+    Watch,
+    check_differentiable,
+)
+from captum_extremal.attribution.on_model import OnModel
+from captum_extremal.attribution.running import Found, reward_of_rows, run, settings_of
+from captum_extremal.sites.site import Site
+from captum_extremal.solvers import (
+    LevelSetSolver,
+    Problem,
+    Solver,
+    SwapSolver,
+)
+from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
+
+DEFAULT_AREAS = (0.05, 0.1, 0.2)
+
+
+SiteT = TypeVar("SiteT", bound=Site)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of a model, whatever the masks are laid on.
+
+    Raises:
+        ValueError: If the game is unknown or there is not one input an evaluation.
+        TypeError: If a count is none.
+    """
+
+    target: Target
+    additional_forward_args: object
+    game: Game
+    perturbations_per_eval: int
+
+    def __post_init__(self) -> None:
+        checks.check_choice("game", self.game, tuple(GAMES))
+        batch = checks.check_count(
+            "perturbations_per_eval", self.perturbations_per_eval
+        )
+        object.__setattr__(self, "perturbations_per_eval", batch)
+
+
+class MaskAttribution(OnModel, PerturbationAttribution):
+    """What methods share that look for masks: the model, the solver, the reward.
+
+    Args:
+        forward_func: The model, or any function of its inputs.
+        solver: How masks are searched; None for the default of what they are laid on.
+        reward: What is to be maximised; None for the target's score.
+
+    Raises:
+        TypeError: If an argument is of a kind that cannot work.
+    """
+
+    is_free: ClassVar[bool] = False  # whether positions usually are no neighbours
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        solver: Solver | None,
+        reward: Reward | None,
+    ) -> None:
+        checks.check_callable("forward_func", forward_func)
+        PerturbationAttribution.__init__(self, forward_func)
+        self._solver = solver
+        self.reward = simple_reward if reward is None else reward
+        checks.check_callable("reward", self.reward)
+        checks.check_method("solver", self.solver, "solve")
+
+    @property
+    def solver(self) -> Solver:
+        """How masks are searched."""
+        return self._solver_for(self.is_free)
+
+    @solver.setter
+    def solver(self, solver: Solver) -> None:
+        self._solver = solver
+
+    def _solver_for(self, is_free: bool) -> Solver:
+        """The caller's; else smooth masks, or free ones where nothing neighbours."""
+        default = SwapSolver() if is_free else LevelSetSolver()
+        return default if self._solver is None else self._solver
+
+    @contextmanager
+    def _problem(
+        self,
+        tensors: tuple[Tensor, ...],
+        asked: Asked,
+        areas: Sequence[int | float],
+        lay: Callable[[Watch], AbstractContextManager[SiteT]],
+    ) -> Iterator[tuple[Problem, SiteT, Watch]]:
+        """What is asked as a problem, while the model is left as found."""
+        num_examples, device = len(tensors[0]), tensors[0].device
+        check_target(asked.target, num_examples)
+        check_differentiable(self.forward_func)
+        with self._model_as_found(device) as watch, lay(watch) as site:
+            reward = reward_of_rows(
+                self.forward_func,
+                self.reward,
+                asked.target,
+                asked.additional_forward_args,
+                num_examples,
+                device,
+            )
+
+            def score(perturbed: tuple[Tensor, ...], images: Tensor) -> Tensor:
+                return reward(site.inputs(perturbed, images), images)
+
+            problem = Problem(
+                score,
+                site.levels,
+                site.fractions(areas),
+                asked.game,
+                asked.perturbations_per_eval,
+                site.spread,
+            )
+            yield problem, site, watch
+
+    def _run(
+        self,
+        problem: Problem,
+        site: Site,
+        watch: Watch,
+        seed: int,
+        show_progress: bool,
+        **about: Any,  # noqa: ANN401
+    ) -> Found:
+        """The masks of a problem in the form that a result holds, judged."""
+        solver = self._solver_for(site.is_free)
+        found = run(problem, solver, seed, show_progress, self.get_name(), watch)
+        settings = settings_of(
+            self.get_name(),
+            **about,
+            game=problem.game,
+            seed=seed,
+            solver=solver,
+            reward=self.reward,
+            ended=found.ended,
+        )
+        return replace(found, masks=site.laid(found.masks), settings=settings)

@@ -1,5 +1,7 @@
 # make demo           explain real pictures with a real network; figures and a table
 # make test           ruff, mypy --strict, docs, pytest with doctests and architecture checks
+# make quick          a minute instead of a few, for each step while working: ruff, mypy,
+#                     the docstrings' examples, and the tests of `CORE_TESTS`
 # make lint           ruff and mypy alone
 # make docs           the pages of docs/, the tutorials (executed where they changed) and
 #                     the API as HTML, in docs/_build/html
@@ -12,20 +14,32 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.installed
 CAPTUM08 := .captum08/.installed
-CONTRACT_TESTS := tests/test_captum_contract.py tests/test_extremal.py tests/test_channel.py \
-	tests/test_peers_contract.py tests/test_excitation.py tests/test_insights.py
+CONTRACT_TESTS := tests/test_contract.py tests/test_extremal.py tests/test_channel.py \
+	tests/test_excitation.py tests/test_rise.py tests/test_meaningful.py tests/test_insights.py
+# What every class must do, the shape of the package, and of each room the file that sees
+# most in a few seconds. The same for every change: a room at the bottom reaches them all.
+CORE_TESTS := tests/test_contract.py tests/test_architecture.py captum_extremal \
+	tests/test_checks.py tests/test_captum_door.py tests/test_model.py \
+	tests/test_disks.py tests/test_area.py tests/test_perturbations.py \
+	tests/test_rewards.py tests/test_result.py tests/test_curve.py \
+	tests/test_class_channels.py tests/test_image_priors.py tests/test_rise.py \
+	tests/test_report.py tests/test_annotations.py tests/test_benchmark_analyses.py
 
-.PHONY: demo test lint docs bench test-captum08 clean
+.PHONY: demo test quick lint docs bench test-captum08 clean
 
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
 
 # One thread: the demo, the tutorials and the tests are small, and on a busy machine two
 # threads can be many times slower than one.
-demo test docs bench test-captum08: export OMP_NUM_THREADS := 1
+demo test quick docs bench test-captum08: export OMP_NUM_THREADS := 1
 
+# Two workers, a process each: half the time where there are two cores.
 test: lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+quick: lint
+	$(BIN)/python -m pytest -n 2 -q $(CORE_TESTS)
 
 lint: $(VENV)
 	$(BIN)/ruff check .

@@ -610,7 +610,7 @@ def test_a_report_of_nothing(tmp_path):
 def test_killed_and_started_again_with_two_ranks(folder, tmp_path, run):
     """kill -9 in the middle of an image; the rest by two ranks under gloo."""
     output = tmp_path / "killed"
-    process = start(folder, output, slow=0.3)
+    process = start(folder, output, slow=0.15)
     deadline = time.monotonic() + 60
     while len(read(output).rows) < 8 and time.monotonic() < deadline:
         time.sleep(0.05)

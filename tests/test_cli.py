@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.models import get_model
 
 import captum_extremal
+from captum_extremal import ExtremalPerturbation
 from captum_extremal.cli.explain import DEMO_PICTURES
 from captum_extremal.cli.main import main
 from captum_extremal.cli.table import Found, View, table
@@ -595,7 +596,7 @@ def test_a_picture_of_nan_is_refused(run, folder):
 
 
 def test_outputs_are_checked_before_the_search(run, folder, monkeypatch):
-    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
+    monkeypatch.setattr(ExtremalPerturbation, "optimize", None)
     inside = folder / "photo.png" / "deep"
     assert error_line(run(f"--output={inside}")).startswith("--output must lie in a wr")
     assert error_line(run(f"--save={inside}")).startswith("--save must lie in a writab")
@@ -675,7 +676,7 @@ def test_errors_show_names_of_all_kinds(folder, tmp_path, monkeypatch, name):
 def test_names_that_no_file_can_have_are_found_before_the_search(
     run, tmp_path, monkeypatch, option, message
 ):
-    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
+    monkeypatch.setattr(ExtremalPerturbation, "optimize", None)
     (tmp_path / "there-methods.png").mkdir()
     options = option.format(long="x" * 300, almost="y" * 245).split()
     assert error_line(run(*options)).startswith(message)
@@ -687,7 +688,7 @@ def test_a_picture_of_a_name_as_long_as_can_be(run, folder, tmp_path, monkeypatc
     (folder / name).write_bytes((folder / "photo.png").read_bytes())
     done = run("--areas=0.1", "--output=a.png", image=name)
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr("captum_extremal.cli.explain._search", None)
+    monkeypatch.setattr(ExtremalPerturbation, "optimize", None)
     line = error_line(run(image=name))
     assert line.startswith("--output must be a file that can be written, got zzz")
 

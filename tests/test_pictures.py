@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 
@@ -13,9 +11,11 @@ import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torchvision import transforms as T
 
+from captum_extremal.cli.main import main
 from captum_extremal.cli.options import open_picture
 from captum_extremal.models.networks import Preprocess
 
@@ -255,16 +255,11 @@ def test_colours_of_12_in_16_bits_are_not_dark_without_a_word(tmp_path, capsys):
 
 def test_the_range_is_told_before_the_search(tmp_path):
     Image.fromarray((RAMP * 16).astype(np.uint16)).save(tmp_path / "a.tif")
-    done = subprocess.run(
-        [sys.executable, "-m", "captum_extremal", "explain", tmp_path / "a.tif",
-         "--model", "no"],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    done = CliRunner().invoke(main, ["explain", str(tmp_path / "a.tif"), "--model=no"])
     told, error = done.stderr.splitlines()
     assert told.startswith("IMAGE holds grey values 0..4080")
     assert error.startswith("captum-extremal: model must be")
-    assert done.returncode == 2
+    assert done.exit_code == 2
 
 
 # --- the right way up ---

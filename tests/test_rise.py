@@ -14,24 +14,37 @@ from reference import peers as reference
 from tiny_models import Blocks, constant, varied
 
 
-def masks_of(num_masks, size, grid_size=7, probability=0.5, seed=0):
-    source = torch.Generator().manual_seed(seed)
-    drawn = _Masks.drawn(source, num_masks, grid_size, probability, size)
-    return drawn.between(0, num_masks, torch.device("cpu")), drawn
+def masks_of(num_masks, size, grid_size, probability=0.5):
+    """The masks, (num_masks, 1, *S): what a model sees of a white image."""
+    seen = []
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1).sum(dim=1)
+
+    options = {"grid_size": grid_size, "probability": probability}
+    RISE(Model()).attribute(torch.ones(1, 1, *size), num_masks=num_masks, **options)
+    return torch.cat(seen)
+
+
+def drawn_of(num_masks, size, grid_size):
+    source = torch.Generator().manual_seed(0)
+    return _Masks.drawn(source, num_masks, grid_size, 0.5, size)
 
 
 @pytest.mark.parametrize(
     ("size", "grid_size"), [((9, 14), 4), ((7, 7), 7), ((5, 4), 1)]
 )
 def test_a_mask_is_enlarged_and_cropped_as_in_the_paper(size, grid_size):
-    masks, drawn = masks_of(5, size, grid_size)
+    masks, drawn = masks_of(5, size, grid_size), drawn_of(5, size, grid_size)
     for mask, grid, shift in zip(masks, drawn.grids, drawn.shifts, strict=True):
         expected = reference.rise_mask(grid[0].double().numpy(), size, shift)
         np.testing.assert_allclose(mask[0], expected, atol=1e-6)
 
 
 def test_shifts_take_every_place_of_a_cell_and_no_other():
-    _, drawn = masks_of(400, (9, 14), 4)
+    drawn = drawn_of(400, (9, 14), 4)
     rows, columns = zip(*drawn.shifts, strict=True)
     assert set(rows) == set(range(3))
     assert set(columns) == set(range(4))
@@ -39,14 +52,14 @@ def test_shifts_take_every_place_of_a_cell_and_no_other():
 
 @pytest.mark.parametrize("probability", [0.3, 0.5])
 def test_the_expectation_of_a_mask_is_the_probability_everywhere(probability):
-    masks, _ = masks_of(4000, (10, 12), 3, probability)
+    masks = masks_of(4000, (10, 12), 3, probability)
     mean = masks.mean(0)
     assert (mean - probability).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("size", [(12,), (6, 8), (4, 6, 5)])
 def test_masks_for_signals_images_and_volumes(size):
-    masks, _ = masks_of(3, size, 2)
+    masks = masks_of(3, size, 2)
     assert masks.shape == (3, 1, *size)
     assert masks.min() >= 0
     assert masks.max() <= 1
@@ -60,7 +73,7 @@ def test_the_mean_of_the_masks_as_in_the_paper():
         return (x * weights).sum((1, 2, 3)) ** 2
 
     found = RISE(model).attribute(inputs, num_masks=20, grid_size=3, probability=0.4)
-    masks, _ = masks_of(20, (8, 9), 3, 0.4)
+    masks = masks_of(20, (8, 9), 3, 0.4)
     expected = reference.rise(
         lambda x: float(model(torch.from_numpy(x)[None])),
         inputs[0].numpy(),
@@ -139,7 +152,6 @@ def test_masks_are_made_when_they_are_needed(monkeypatch):
         ({"grid_size": 2.5}, TypeError, "grid_size must be an int, got 2.5"),
         ({"probability": 1.0}, ValueError, r"probability must lie in \(0, 1\), got 1"),
         ({"probability": "half"}, TypeError, "probability must be a number"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ],
 )
 def test_a_bad_option_is_an_error_before_any_work(options, error, text):

@@ -69,16 +69,16 @@ class ConvNet(nn.Module):
 class NoModel(nn.Module):
     """Fails at forward number ``at``, counted from 0; before that it is `Blocks`."""
 
-    def __init__(self, at: int = 0):
+    def __init__(self, at: int = 0, error: type[BaseException] = ZeroDivisionError):
         super().__init__()
         self.blocks = Blocks()
-        self.at = at
+        self.at, self.error = at, error
         self.calls = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls += 1
         if self.calls > self.at:
-            raise ZeroDivisionError("the model is out of order")
+            raise self.error("the model is out of order")
         return self.blocks(inputs)
 
 
@@ -114,6 +114,7 @@ def traces(model: object, *tensors: Tensor) -> dict[str, Any]:
         found["hooks"] = [
             [len(getattr(m, hooks, ())) for hooks in _HOOKS] for m in model.modules()
         ]
+        found["attributes"] = [sorted(vars(m)) for m in model.modules()]
     return found
 
 

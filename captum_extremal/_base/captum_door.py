@@ -109,6 +109,8 @@ def select_targets(outputs: Tensor, target: Target) -> Tensor:
             f"the model{_unwrapped(outputs)}, or pass a reward that takes what it "
             "returns"
         )
+    if isinstance(target, Tensor) and target.is_inference():
+        target = target.clone()  # which a gradient may have to remember
     try:
         return _select_targets(outputs, target)
     except (IndexError, RuntimeError) as error:

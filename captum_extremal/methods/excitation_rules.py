@@ -81,7 +81,8 @@ class ExcitationMode(TorchFunctionMode):
             # Then a tensor needs a gradient if, and only if, it comes from the layer.
             args = tuple(map(_without_parameters, args))
             kwargs = {name: _without_parameters(arg) for name, arg in kwargs.items()}
-        rule = _RULES.get(func)
+        # Before the layer nothing is recorded, so nothing is followed.
+        rule = _RULES.get(func) if torch.is_grad_enabled() else None
         given = (*args, *kwargs.values())
         if rule is not None and any(map(_followed, given)):
             return rule(func, *args, **kwargs)

@@ -181,11 +181,15 @@ class MeaningfulPerturbation(OnModel, PerturbationAttribution):
             mask_sigma, jitter, seed,
         )  # fmt: skip
         device = tensors[0].device
-        score = score_of_rows(
-            self.forward_func, len(tensors[0]), target, additional_forward_args, device
-        )
         check_differentiable(self.forward_func)
         with self._model_as_found(device) as watch:
+            score = score_of_rows(
+                self.forward_func,
+                len(tensors[0]),
+                target,
+                additional_forward_args,
+                device,
+            )
             with torch.no_grad():
                 levels = [levels_of(self.perturbation, x.detach()) for x in tensors]
             score = watched(watch, score, levels, perturbations_per_eval)

@@ -26,7 +26,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import nn
 
 from captum_extremal import ChannelSolver
-from captum_extremal.peers import RISE, MeaningfulPerturbation
+from captum_extremal.peers import MeaningfulPerturbation
 from captum_extremal.perturbations.levels import BlurPerturbation, FadePerturbation
 from captum_extremal.solvers import GradientSolver
 from captum_extremal.solvers.rewards import contrastive_reward
@@ -398,6 +398,8 @@ SIZES = {
 def test_signals_images_and_volumes(case, shape):
     inputs = constant(shape)
     more = {"num_masks": 300} if case.takes("num_masks") else {}
+    if case.takes("channel_dim"):
+        more["channel_dim"] = 1 - len(shape)  # dimension 1, without a hint
     found = case.attribute(Blocks(len(shape) - 2), inputs, 1, **more)
     assert found.shape == case.shape(inputs)
     assert parts(case, found) == [1] * len(found)
@@ -653,7 +655,7 @@ NO_AREAS = [0.0, -0.1, 1.5, float("nan"), float("inf")]
 BAD_OPTIONS = [
     *[("areas", a, rf"area must lie in \(0, 1\], got {a}$") for a in NO_AREAS],
     ("areas", (0.1, 1.5), r"area must lie in \(0, 1\], got 1.5$"),
-    ("areas", 0, r"area must (lie in \(0, 1\]|be at least 1 channel), got 0$"),
+    ("areas", 0, r"area must (lie in \(0, 1\]|be at least 1 (channel|place)), got 0$"),
     *[("areas", a, "areas must hold at least one") for a in ((), [], torch.zeros(0))],
     *[("areas", a, "area must be a number, got") for a in ("0.1", None, True)],
     *[("areas", a, "area must be a number, got") for a in (("0.1",), [[0.1]])],
@@ -768,19 +770,7 @@ def test_a_scripted_model_in_training_warns_and_counts_nothing(case):
     assert traces(model) == before
 
 
-SHOWN_ITS_OWN = "what is looked at for a warning, the model may change in place"
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(reason=SHOWN_ITS_OWN))
-        if case.method in (RISE, MeaningfulPerturbation)
-        else case
-        for case in CASES
-    ],
-    ids=str,
-)
+@each
 def test_models_with_operations_in_place(case):
     model, inputs = case.model(), case.inputs(2)
     found = case.attribute(lambda x: model(x.mul_(2.0).relu_()), inputs, 1)

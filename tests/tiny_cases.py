@@ -22,6 +22,7 @@ from captum_extremal import (
     ChannelSolver,
     ExtremalPerturbation,
     GradientSolver,
+    LayerExtremalPerturbation,
 )
 from captum_extremal.peers import RISE, ExcitationBackprop, MeaningfulPerturbation
 from captum_extremal.perturbations.levels import FadePerturbation
@@ -144,6 +145,14 @@ CASES = (
         model=channels, num_channels=4, parts=means, share=0.6,
         games=tuple(GAMES),
         calls=(31, 14), fails=(0, 1, 3, 9, 20), rows=24, bar="9/10", smooth=False,
+    ),
+    Case(
+        LayerExtremalPerturbation, "Layer Extremal Perturbation",
+        kinds=(LayerAttribution, PerturbationAttribution),
+        made={"solver": STEPS},
+        options={"areas": (0.1, 0.2)},
+        games=tuple(GAMES),
+        share=0.3, calls=(13, 8), fails=(0, 1, 2, 5, 11), rows=6, bar="8/8",
     ),
     Case(
         ExcitationBackprop, "Excitation Backprop",

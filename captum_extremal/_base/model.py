@@ -90,11 +90,16 @@ class Watch:
             if looked or self.warned:
                 return score(inputs, examples)
             looked = True
+            # Copies: the model may work in place.
+            row = tuple(tensor[:1].detach().clone() for tensor in inputs)
             with self.forwards():
                 found = score(inputs, examples)
-            row = tuple(tensor[:1].detach() for tensor in inputs)
+
+            def again() -> Tensor:
+                return score(tuple(tensor.clone() for tensor in row), examples[:1])
+
             with torch.no_grad():
-                self.warn(found[:1], lambda: score(row, examples[:1]))
+                self.warn(found[:1], again)
             return found
 
         return watched

@@ -41,7 +41,8 @@ class OnModel:
             try:
                 yield watch
             finally:
-                self._warned_of_training = watch.warned
+                if watch.warned:
+                    self._warned_of_training = True
 
 
 def watched(
@@ -55,12 +56,16 @@ def watched(
     """
     if watch.warned or not watch.blind:
         return watch.first_call(score)
-    kept = tuple(level[:1, -1] for level in levels)
     images = torch.zeros(1, dtype=torch.long, device=levels[0].device)
     first = together = None
+
+    def alone() -> Tensor:
+        # A copy each time: the model may work in place.
+        return score(tuple(level[:1, -1].clone() for level in levels), images)
+
     with torch.no_grad(), watch.forwards():
         try:
-            first = score(kept, images)
+            first = alone()
             if perturbations_per_eval > 1:
                 both = tuple(level[0, [-1, 0]] for level in levels)
                 together = score(both, images.repeat(2))
@@ -70,5 +75,5 @@ def watched(
             if first is None:
                 return score
     with torch.no_grad():
-        watch.warn(first, lambda: score(kept, images), together)
+        watch.warn(first, alone, together)
     return score

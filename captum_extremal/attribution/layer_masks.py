@@ -183,7 +183,7 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
 
         Returns:
             A `ChannelResult` for masks over channels, an `ExtremalResult` for masks
-            over places, (N, A, 1, *places).
+            over places, ``(N, A, 1, *places)``.
         """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
         about = (attribute_to_layer_input, layer_baselines, channel_dim)
@@ -210,8 +210,8 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
 
         Args:
             inputs: As in `attribute`.
-            masks: In [0, 1], 1 = kept: (N, A, K) over channels, (N, A, 1, *places) over
-                places; a tuple of them if the layer has several tensors.
+            masks: In [0, 1], 1 = kept: (N, A, K) over channels, or over places
+                ``(N, A, 1, *places)``; a tuple if the layer has several tensors.
             target: As in `attribute`, as are all further arguments.
             additional_forward_args: See there.
             attribute_to_layer_input: See there.

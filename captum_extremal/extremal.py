@@ -8,27 +8,26 @@ of the shape of the inputs (`attribute`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
-from captum_extremal._base.model import Watch
-from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
-from captum_extremal.attribution.running import SearchInterrupted, rewards_of
+from captum_extremal.attribution.input_masks import InputMasks, SiteOf
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked
+from captum_extremal.attribution.running import Found
 from captum_extremal.perturbations import PERTURBATIONS, Perturbation
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.input import InputSite
-from captum_extremal.solvers import Problem, Solver
+from captum_extremal.sites.site import Site
+from captum_extremal.solvers import Solver
 from captum_extremal.solvers.rewards import Game, Reward
 
 FeatureMask = Tensor | tuple[Tensor, ...] | None
 
 
-class ExtremalPerturbation(MaskAttribution):
+class ExtremalPerturbation(InputMasks):
     r"""The mask of a given area that keeps the model's score highest.
 
     For each area :math:`a` it looks for
@@ -146,22 +145,11 @@ class ExtremalPerturbation(MaskAttribution):
         Example:
             See `ExtremalPerturbation`.
         """
-        result = self.optimize(
-            inputs,
-            target,
-            areas,
-            additional_forward_args,
-            feature_mask=feature_mask,
-            game=game,
-            perturbations_per_eval=perturbations_per_eval,
-            seed=seed,
-            show_progress=show_progress,
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        found, site = self._search(
+            inputs, areas, asked, feature_mask, seed, show_progress
         )
-        masks = result.masks if isinstance(result.masks, tuple) else (result.masks,)
-        attributions = tuple(
-            mask.mean(dim=1).to(tensor.dtype).expand_as(tensor).contiguous().clone()
-            for mask, tensor in zip(masks, as_tuple(inputs), strict=True)
-        )
+        attributions = site.attributions(found.means)
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
 
     def optimize(
@@ -184,27 +172,9 @@ class ExtremalPerturbation(MaskAttribution):
         Returns:
             An `ExtremalResult`.
         """
-        is_tuple = isinstance(inputs, tuple)
-        if feature_mask is None:
-            areas = checks.check_areas(areas)
-        else:
-            areas = checks.check_channel_areas(areas, "feature")
-        seed = checks.check_count("seed", seed, minimum=0)
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        with self._on_input(inputs, areas, asked, feature_mask) as laid:
-            found = self._run(
-                *laid, seed, show_progress, perturbation=self.perturbation
-            )
-        result = ExtremalResult(
-            masks=like_inputs(is_tuple, found.masks),
-            areas=laid[0].areas,
-            **found.scores,
-            history=found.history,
-            settings=found.settings,
-        )
-        if found.ended == "interrupt":
-            raise SearchInterrupted(result)
-        return result
+        found, _ = self._search(inputs, areas, asked, feature_mask, seed, show_progress)
+        return self._result(found, inputs)
 
     def evaluate(
         self,
@@ -245,38 +215,33 @@ class ExtremalPerturbation(MaskAttribution):
             >>> method.evaluate(torch.ones(1, 1, 4), masks)
             tensor([[0.2500, 0.6250]])
         """
-        is_tuple = isinstance(inputs, tuple)
-        if isinstance(masks, tuple) != is_tuple:
-            raise TypeError(
-                "masks must be a tuple if inputs are one, and a tensor if not, got "
-                f"{type(masks).__name__}"
-            )
-        given = masks if isinstance(masks, tuple) else (masks,)
-        checks.check_floating("masks", given[0])
-        # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * (given[0].shape[1] if given[0].dim() > 1 else 1)
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        with self._on_input(inputs, areas, asked, feature_mask) as laid:
-            problem, site, watch = laid
-            return rewards_of(problem, site.read(given), watch)
+        return self._rewards(inputs, masks, asked, *self._site_of(feature_mask))
 
-    def _on_input(
+    def _search(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        areas: Sequence[int | float],
+        areas: float | Sequence[float],
         asked: Asked,
         feature_mask: FeatureMask,
-    ) -> AbstractContextManager[tuple[Problem, InputSite, Watch]]:
-        """The checked arguments as a problem, while the model is left as found."""
-        tensors = as_tuple(inputs)
-        groups = None if feature_mask is None else as_tuple(feature_mask)
-        checks.check_inputs(tensors, tables=groups is not None)
+        seed: int,
+        show_progress: bool,
+    ) -> tuple[Found, Site]:
+        laid = self._laid(inputs, areas, asked, *self._site_of(feature_mask))
+        return self._found(
+            laid, inputs, seed, show_progress, perturbation=self.perturbation
+        )
 
-        def lay(_watch: Watch) -> AbstractContextManager[InputSite]:
-            with torch.no_grad():
-                return nullcontext(InputSite(tensors, self.perturbation, groups))
+    def _site_of(self, feature_mask: FeatureMask) -> tuple[SiteOf, str | None]:
+        """What masks are laid on, and what whole areas count, if anything."""
+        if feature_mask is None:
+            return self.site, None
+        groups = as_tuple(feature_mask)
+        return lambda inputs: InputSite(inputs, self.perturbation, groups), "feature"
 
-        return self._problem(tensors, asked, areas, lay)
+    def site(self, inputs: tuple[Tensor, ...]) -> InputSite:
+        """The places of the inputs."""
+        return InputSite(inputs, self.perturbation)
 
 
 def _perturbation(choice: str | Perturbation) -> Perturbation:

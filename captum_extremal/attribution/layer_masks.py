@@ -156,10 +156,7 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
         found, site = self._optimize(inputs, areas, asked, about, seed, show_progress)
         if found.ended == "interrupt":
             raise SearchInterrupted(self._result(found, site))
-        attributions = tuple(
-            site.on_activation(mask.mean(dim=1), activation)
-            for mask, activation in zip(found.masks, site.activations, strict=True)
-        )
+        attributions = site.attributions(found.means)
         return attributions if len(attributions) > 1 else attributions[0]
 
     def optimize(

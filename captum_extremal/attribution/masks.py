@@ -155,4 +155,5 @@ class MaskAttribution(OnModel, PerturbationAttribution):
             reward=self.reward,
             ended=found.ended,
         )
-        return replace(found, masks=site.laid(found.masks), settings=settings)
+        masks = site.laid(found.masks)
+        return replace(found, masks=masks, areas=problem.areas, settings=settings)

@@ -97,6 +97,11 @@ class Found:
     areas: tuple[int | float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def means(self) -> tuple[Tensor, ...]:
+        """The mean of each image's masks over the areas."""
+        return tuple(mask.mean(dim=1) for mask in self.masks)
+
 
 def run(
     problem: Problem,

@@ -100,6 +100,13 @@ class InputSite:
         """(N, A, 1, *S), or (N, A, ...) in the inputs' shape for masks by channel."""
         return masks if self.spread is None else self.spread.laid(masks[0])
 
+    def attributions(self, means: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """In the shape of the inputs."""
+        return tuple(
+            mean.to(tensor.dtype).expand_as(tensor).contiguous().clone()
+            for mean, tensor in zip(means, self._tensors, strict=True)
+        )
+
     def read(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Masks in the form of `laid`, as a solver would give them."""
         shapes = [self._shape(which) for which in range(len(self._tensors))]

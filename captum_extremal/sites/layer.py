@@ -126,7 +126,11 @@ class LayerSite:
         check_masks(masks, len(self.levels[0]), shapes, "the layer's tensors")
         return masks if one else tuple(mask.unsqueeze(2) for mask in masks)
 
-    def on_activation(self, mean: Tensor, activation: Tensor) -> Tensor:
+    def attributions(self, means: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """In the shape of the activation."""
+        return tuple(map(self._on_activation, means, self.activations))
+
+    def _on_activation(self, mean: Tensor, activation: Tensor) -> Tensor:
         """A mask for each image, (N, K) or (N, 1, *places), in the layer's shape."""
         if self._positions == "channels":
             shape = [1] * activation.dim()

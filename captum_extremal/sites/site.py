@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from captum_extremal._base import checks
@@ -49,9 +50,38 @@ class Site(Protocol):
         """A solver's masks, (N, A, 1, *S) for each tensor, as a result holds them."""
         ...
 
+    def attributions(self, means: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A mean of such masks for each image, as `attribute` returns it."""
+        ...
+
     def read(self, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The way back, checked: masks of any origin, (N, A, 1, *S) for each tensor."""
         ...
+
+
+def check_last(site: Site, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse a site whose untouched values are not the inputs, but for rounding.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    lasts = tuple(
+        level[-1] if isinstance(level, tuple) else level[:, -1] for level in site.levels
+    )
+    images = torch.arange(len(inputs[0]), device=lasts[0].device)
+    shown = site.inputs(lasts, images)
+    # Equal as a rule: only what is not takes memory to compare.
+    if len(shown) != len(inputs) or not all(
+        torch.equal(one, other)
+        or (
+            one.shape == other.shape
+            and torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-3)
+        )
+        for one, other in zip(shown, inputs, strict=True)
+    ):
+        raise ValueError(
+            f"{type(site).__name__} must give the inputs for its last level, got others"
+        )
 
 
 def fractions_of(

@@ -1,0 +1,174 @@
+"""`InputMasks`: masks over inputs, as the site that a subclass names lays them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from captum_extremal._base import checks
+from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
+from captum_extremal._base.model import Watch
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.running import Found, SearchInterrupted, rewards_of
+from captum_extremal.results.extremal import ExtremalResult
+from captum_extremal.sites.site import Site, check_last
+from captum_extremal.solvers import Problem, Solver
+from captum_extremal.solvers.rewards import Game, Reward
+
+SiteOf = Callable[[tuple[Tensor, ...]], Site]
+Laid = AbstractContextManager[tuple[Problem, Site, Watch]]
+
+
+class InputMasks(MaskAttribution):
+    """A method whose masks are laid on something made of the inputs.
+
+    A subclass says on what by `site`; ``attribute``, ``optimize`` and ``evaluate`` are
+    there then, with the arguments of `ExtremalPerturbation` but ``feature_mask``.
+
+    Args:
+        forward_func: The model, or any function of its inputs.
+        solver: How masks are searched; None for the default of the site.
+        reward: What is to be maximised; None for the target's score.
+
+    Raises:
+        TypeError: If an argument is of a kind that cannot work.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        solver: Solver | None = None,
+        reward: Reward | None = None,
+    ) -> None:
+        super().__init__(forward_func, solver, reward)
+
+    def site(self, inputs: tuple[Tensor, ...]) -> Site:
+        """What masks of these inputs are laid on."""
+        raise NotImplementedError
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        areas: float | Sequence[float] = DEFAULT_AREAS,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The mean of the masks over the areas, in the form that the site gives it."""
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        laid = self._laid(inputs, areas, asked, self.site)
+        found, site = self._found(laid, inputs, seed, show_progress)
+        attributions = site.attributions(found.means)
+        return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
+
+    def optimize(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        areas: float | Sequence[float] = DEFAULT_AREAS,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> ExtremalResult:
+        """The masks themselves, their scores and how they were found."""
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        laid = self._laid(inputs, areas, asked, self.site)
+        found, _ = self._found(laid, inputs, seed, show_progress)
+        return self._result(found, inputs)
+
+    def evaluate(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        masks: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object = None,
+        *,
+        game: Game = "preservation",
+        perturbations_per_eval: int = 16,
+    ) -> Tensor:
+        """What masks of any origin, as `optimize` returns them, are worth: (N, A)."""
+        asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
+        return self._rewards(inputs, masks, asked, self.site)
+
+    def _laid(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        areas: float | Sequence[float],
+        asked: Asked,
+        site_of: SiteOf,
+        counts: str | None = None,
+    ) -> Laid:
+        """The checked arguments as a problem; ``counts`` is what whole areas count."""
+        tensors = as_tuple(inputs)
+        several = (
+            checks.check_areas(areas)
+            if counts is None
+            else checks.check_channel_areas(areas, counts)
+        )
+        checks.check_inputs(tensors, tables=counts is not None)
+
+        def lay(_watch: Watch) -> AbstractContextManager[Site]:
+            with torch.no_grad():
+                site = site_of(tuple(tensor.detach() for tensor in tensors))
+                check_last(site, tensors)
+            return nullcontext(site)
+
+        return self._problem(tensors, asked, several, lay)
+
+    def _found(
+        self,
+        laid: Laid,
+        inputs: Tensor | tuple[Tensor, ...],
+        seed: int,
+        show_progress: bool,
+        **about: object,
+    ) -> tuple[Found, Site]:
+        """The search; at Ctrl-C it raises what was found."""
+        seed = checks.check_count("seed", seed, minimum=0)
+        with laid as (problem, site, watch):
+            found = self._run(problem, site, watch, seed, show_progress, **about)
+        if found.ended == "interrupt":
+            raise SearchInterrupted(self._result(found, inputs))
+        return found, site
+
+    def _result(
+        self, found: Found, inputs: Tensor | tuple[Tensor, ...]
+    ) -> ExtremalResult:
+        return ExtremalResult(
+            masks=like_inputs(isinstance(inputs, tuple), found.masks),
+            areas=found.areas,
+            **found.scores,
+            history=found.history,
+            settings=found.settings,
+        )
+
+    def _rewards(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        masks: Tensor | tuple[Tensor, ...],
+        asked: Asked,
+        site_of: SiteOf,
+        counts: str | None = None,
+    ) -> Tensor:
+        if isinstance(masks, tuple) != isinstance(inputs, tuple):
+            raise TypeError(
+                "masks must be a tuple if inputs are one, and a tensor if not, got "
+                f"{type(masks).__name__}"
+            )
+        given = masks if isinstance(masks, tuple) else (masks,)
+        checks.check_floating("masks", given[0])
+        # Any areas will do: a problem is asked for rewards alone.
+        areas = (1.0,) * max(1, given[0].shape[1] if given[0].dim() > 1 else 1)
+        with self._laid(inputs, areas, asked, site_of, counts) as laid:
+            problem, site, watch = laid
+            return rewards_of(problem, site.read(given), watch)

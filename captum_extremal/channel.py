@@ -12,6 +12,7 @@ from captum_extremal.attribution.layer_masks import LayerMasks
 from captum_extremal.attribution.running import Found
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.sites.layer import LayerSite
+from captum_extremal.solvers import SwapSolver
 
 
 class ChannelExtremalPerturbation(LayerMasks[ChannelResult]):
@@ -69,7 +70,7 @@ class ChannelExtremalPerturbation(LayerMasks[ChannelResult]):
     """
 
     positions = "channels"
-    is_free = True
+    usual_solver = SwapSolver
 
     def _result(self, found: Found, site: LayerSite) -> ChannelResult:
         several = len(found.masks) > 1

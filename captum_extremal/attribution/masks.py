@@ -70,7 +70,7 @@ class MaskAttribution(OnModel, PerturbationAttribution):
         TypeError: If an argument is of a kind that cannot work.
     """
 
-    is_free: ClassVar[bool] = False  # whether positions usually are no neighbours
+    usual_solver: ClassVar[type[LevelSetSolver | SwapSolver]] = LevelSetSolver
 
     def __init__(
         self,
@@ -88,16 +88,11 @@ class MaskAttribution(OnModel, PerturbationAttribution):
     @property
     def solver(self) -> Solver:
         """How masks are searched."""
-        return self._solver_for(self.is_free)
+        return self.usual_solver() if self._solver is None else self._solver
 
     @solver.setter
     def solver(self, solver: Solver) -> None:
         self._solver = solver
-
-    def _solver_for(self, is_free: bool) -> Solver:
-        """The caller's; else smooth masks, or free ones where nothing neighbours."""
-        default = SwapSolver() if is_free else LevelSetSolver()
-        return default if self._solver is None else self._solver
 
     @contextmanager
     def _problem(
@@ -144,7 +139,7 @@ class MaskAttribution(OnModel, PerturbationAttribution):
         **about: Any,  # noqa: ANN401
     ) -> Found:
         """The masks of a problem in the form that a result holds, judged."""
-        solver = self._solver_for(site.is_free)
+        solver = site.solver if self._solver is None else self._solver
         found = run(problem, solver, seed, show_progress, self.get_name(), watch)
         settings = settings_of(
             self.get_name(),

@@ -3,8 +3,8 @@
 ``demo`` explains three pictures that come with scikit-image, ``explain`` a picture of
 the user's own. Both look for the masks of several areas of the picture that alone let
 the network see the target best; ``--compare`` sets maps of other methods beside them.
-``channels`` (`cli_channels`) asks the same of the channels of a layer, ``benchmark``
-and ``report`` (`cli_benchmark`) play the pointing game over a data set.
+``channels`` (`cli.channels`) asks the same of the channels of a layer, ``benchmark``
+and ``report`` (`cli.benchmark`) play the pointing game over a data set.
 
 Figures, masks and the table are the output; the progress bar and errors go to stderr.
 An error is one line, and the exit code is 2.
@@ -94,7 +94,7 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
         click.option(
             "--steps",
             type=click.IntRange(min=1),
-            help="Gradients of each mask; of search, perturbed pictures.  "
+            help="The solver's budget: gradients, or perturbed pictures.  "
             "[default: the solver's own]",
         ),
         methods_option(

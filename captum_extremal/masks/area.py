@@ -44,7 +44,7 @@ def area_count(num_pixels: int, area: float) -> int:
     return max(1, round(area * num_pixels))
 
 
-def _rows(masks: Tensor) -> Tensor:
+def rows(masks: Tensor) -> Tensor:
     """Masks as rows of values, (K, num_pixels), in float32 or longer."""
     check_floating("masks", masks)
     if masks.dim() < 2 or 0 in masks.shape[1:]:
@@ -56,7 +56,7 @@ def _rows(masks: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _for_each_row(counts: Tensor, num_masks: int) -> Tensor:
+def for_each_row(counts: Tensor, num_masks: int) -> Tensor:
     """Repeat A numbers for the K rows of image-major masks, (K, 1)."""
     if num_masks % len(counts):
         raise ValueError(
@@ -97,9 +97,9 @@ def match_area(masks: Tensor, areas: Areas) -> Tensor:
         >>> match_area(torch.tensor([[0.0, 0.6, 0.8, 1.0]]), 0.5)
         tensor([[0.0000, 0.4286, 0.6667, 1.0000]])
     """
-    values = _rows(masks.detach()).clamp(0, 1)
+    values = rows(masks.detach()).clamp(0, 1)
     ones = [area_count(values.shape[1], area) for area in check_areas(areas)]
-    counts = _for_each_row(torch.tensor(ones, device=masks.device), len(masks))
+    counts = for_each_row(torch.tensor(ones, device=masks.device), len(masks))
     order = values.sort(dim=1, descending=True, stable=True).indices
     ranks = torch.empty_like(order).scatter_(
         1, order, torch.arange(values.shape[1], device=masks.device).expand_as(order)

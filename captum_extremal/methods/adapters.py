@@ -175,7 +175,9 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> nn.Module:
 # --- the methods ---
 
 
-def _centre(_model: nn.Module, _options: Options) -> Explain:
+def centre(_model: nn.Module, _options: Options) -> Explain:
+    """Minus the distance to the middle."""
+
     def explain(inputs: Tensor, _target: Tensor) -> Explained:
         count, _, *size = inputs.shape
         rows, columns = (
@@ -187,15 +189,18 @@ def _centre(_model: nn.Module, _options: Options) -> Explain:
     return explain
 
 
-def _gradient(model: nn.Module, _options: Options) -> Explain:
+def gradient(model: nn.Module, _options: Options) -> Explain:
+    """The gradient of the score."""
     return _largest(Saliency(model))
 
 
-def _deconvnet(model: nn.Module, _options: Options) -> Explain:
+def deconvnet(model: nn.Module, _options: Options) -> Explain:
+    """Captum's Deconvolution, on a copy."""
     return _largest(Deconvolution(with_hookable_relus(model)))
 
 
-def _guided_backprop(model: nn.Module, _options: Options) -> Explain:
+def guided_backprop(model: nn.Module, _options: Options) -> Explain:
+    """Captum's GuidedBackprop, on a copy."""
     return _largest(GuidedBackprop(with_hookable_relus(model)))
 
 
@@ -210,7 +215,7 @@ def _largest(method: Saliency | Deconvolution | GuidedBackprop) -> Explain:
     return explain
 
 
-def _of_layer(
+def of_layer(
     name: str, attribute: Callable[[nn.Module, nn.Module, Tensor, Tensor], object]
 ) -> Method:
     """What a method says of a layer, summed over its channels and enlarged."""
@@ -233,29 +238,33 @@ def _of_layer(
     return Method(build, ("layer",))
 
 
-def _grad_cam(
+def grad_cam(
     model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor
 ) -> object:
+    """Captum's LayerGradCam, enlarged."""
     return LayerGradCam(model, layer).attribute(
         _leaf(inputs), target, relu_attributions=True
     )
 
 
-def _excitation(
+def excitation(
     model: nn.Module,
     layer: nn.Module,
     inputs: Tensor,
     target: Tensor,
     contrastive: bool = False,
 ) -> object:
+    """MWP or contrastive MWP of a layer, enlarged."""
     return ExcitationBackprop(model, layer).attribute(
         inputs, target, contrastive=contrastive
     )
 
 
-def _of_probability(
+def of_probability(
     method: type[RISE | MeaningfulPerturbation],
 ) -> Callable[[nn.Module, Options], Explain]:
+    """RISE or meaningful perturbation, of the probability."""
+
     def build(model: nn.Module, options: Options) -> Explain:
         rule = options.probability
         attributed = method(lambda inputs: probabilities(model(inputs), rule))
@@ -271,7 +280,8 @@ def _of_probability(
     return build
 
 
-def _integrated_gradients(model: nn.Module, _options: Options) -> Explain:
+def integrated_gradients(model: nn.Module, _options: Options) -> Explain:
+    """Captum's IntegratedGradients, channels summed."""
     method = IntegratedGradients(model)
 
     def explain(inputs: Tensor, target: Tensor) -> Explained:
@@ -283,7 +293,8 @@ def _integrated_gradients(model: nn.Module, _options: Options) -> Explain:
     return explain
 
 
-def _occlusion(model: nn.Module, _options: Options) -> Explain:
+def occlusion(model: nn.Module, _options: Options) -> Explain:
+    """Captum's Occlusion, a window of a seventh of the shorter side."""
     method = Occlusion(model)
 
     def explain(inputs: Tensor, target: Tensor) -> Explained:
@@ -302,7 +313,7 @@ def _occlusion(model: nn.Module, _options: Options) -> Explain:
     return explain
 
 
-def _extremal(**arguments: Any) -> Method:  # noqa: ANN401
+def extremal(**arguments: Any) -> Method:  # noqa: ANN401
     """One of the solvers; ``arguments`` are those of `ExtremalPerturbation`."""
 
     def build(model: nn.Module, options: Options) -> Explain:

@@ -14,6 +14,7 @@ from captum_extremal.perturbations.levels import (
 )
 from captum_extremal.sites.groups import Groups
 from captum_extremal.sites.site import check_masks, fractions_of
+from captum_extremal.solvers import LevelSetSolver, Solver, SwapSolver
 from captum_extremal.solvers.problem import Masks
 
 
@@ -58,9 +59,9 @@ class InputSite:
         )
 
     @property
-    def is_free(self) -> bool:
-        """Groups are free, places are neighbours."""
-        return self.spread is not None
+    def solver(self) -> Solver:
+        """Places are neighbours. Groups are free; of them gradients tell less."""
+        return LevelSetSolver() if self.spread is None else SwapSolver(rounds=32)
 
     def _levels(self, perturbation: Perturbation, which: int) -> Levels:
         tensor = self._tensors[which]

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_extremal._base import checks
 from captum_extremal._base.layer import Layer
 from captum_extremal.sites.site import check_masks, fractions_of
+from captum_extremal.solvers import LevelSetSolver, Solver, SwapSolver
 from captum_extremal.solvers.problem import Masks
 
 Baselines = float | Tensor | tuple[float | Tensor, ...]
@@ -74,10 +75,11 @@ class LayerSite:
         )
 
     @property
-    def is_free(self) -> bool:
+    def solver(self) -> Solver:
         """Channels are free, and tokens: an axis of places before the channels."""
         tokens = all(each.dim() == 3 and self.dim == 2 for each in self.activations)
-        return self._positions == "channels" or tokens
+        is_free = self._positions == "channels" or tokens
+        return SwapSolver() if is_free else LevelSetSolver()
 
     def _levels(self, activation: Tensor, baseline: float | Tensor) -> Tensor:
         both = torch.stack([_left_out(baseline, activation), activation], dim=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_extremal._base import checks
 from captum_extremal.perturbations.apply import Levels
+from captum_extremal.solvers import Solver
 from captum_extremal.solvers.problem import Masks, Spread
 
 
@@ -27,8 +28,8 @@ class Site(Protocol):
         ...
 
     @property
-    def is_free(self) -> bool:
-        """Whether its positions are no neighbours, so that masks need not be smooth."""
+    def solver(self) -> Solver:
+        """How masks are searched by default: smooth ones where positions neighbour."""
         ...
 
     @property

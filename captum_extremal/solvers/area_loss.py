@@ -35,7 +35,7 @@ from captum_extremal._base.checks import (
     check_choice,
     check_positive,
 )
-from captum_extremal.masks.area import Areas, _for_each_row, _rows, area_count
+from captum_extremal.masks.area import Areas, area_count, for_each_row, rows
 
 Reduction = Literal["mean", "sum"]
 
@@ -98,7 +98,7 @@ def area_loss(masks: Tensor, areas: Areas, reduction: Reduction = "mean") -> Ten
         tensor([0.0000, 0.5000])
     """
     check_choice("reduction", reduction, get_args(Reduction))
-    values = _rows(masks)
+    values = rows(masks)
     with torch.no_grad():
         targets, spread = _targets(values, areas)
     squares = (values - targets).square()
@@ -131,7 +131,7 @@ def _partition(values: Tensor, areas: Areas) -> tuple[Tensor, Tensor]:
     ones = [area_count(num_pixels, area) for area in check_areas(areas)]
     # Not blocking: the host must not wait for the device in a loop.
     counts = torch.tensor(ones).to(values.device, non_blocking=True)
-    counts = _for_each_row(counts, num_masks)
+    counts = for_each_row(counts, num_masks)
     columns = values.unflatten(0, (num_masks // len(ones), len(ones)))
     thresholds = [
         columns[:, column].kthvalue(num_pixels - n + 1, dim=1).values
@@ -144,7 +144,7 @@ def _partition_on_device(values: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]
     """The same where the host does not know n, which a partition would need: sort."""
     num_masks, num_pixels = values.shape
     counts = (areas.flatten().double() * num_pixels).round().clamp(1, num_pixels)
-    counts = _for_each_row(counts.long(), num_masks)
+    counts = for_each_row(counts.long(), num_masks)
     ordered = values.sort(dim=1, descending=True).values
     return counts, ordered.gather(1, counts - 1)
 

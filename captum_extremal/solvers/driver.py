@@ -104,50 +104,11 @@ class StepwiseSolver:
         budget: The setting that says how many steps a run takes.
 
     Example:
-        The best of random patches.
+        One of your own stands in ``docs/extending.md``.
 
-        >>> from dataclasses import dataclass
-        >>> from captum_extremal import ExtremalPerturbation
-        >>> from captum_extremal.masks.area import match_area
-        >>> @dataclass(frozen=True)
-        ... class RandomSolver(StepwiseSolver):
-        ...     iterations: int = 50
-        ...     time_limit: float | None = None
-        ...     needs_gradient = False
-        ...
-        ...     def start(self, problem, seed):
-        ...         return RandomRun(self.iterations, problem, seed)
-        >>> class RandomRun:
-        ...     def __init__(self, iterations, problem, seed):
-        ...         self.problem, self.left, self.history = problem, iterations, {}
-        ...         self.generator = torch.Generator().manual_seed(seed)
-        ...         self.cells = torch.arange(problem.num_cells)
-        ...         self.best = self.draw()
-        ...         self.rewards = problem.rewards(self.best, self.cells)
-        ...
-        ...     def draw(self):
-        ...         size = (self.problem.num_cells, 1, *self.problem.sizes[0])
-        ...         noise = torch.rand(size, generator=self.generator)
-        ...         return (match_area(noise, self.problem.areas),)
-        ...
-        ...     def step(self):
-        ...         masks = self.draw()
-        ...         rewards = self.problem.rewards(masks, self.cells)
-        ...         better = (rewards > self.rewards).view(-1, 1, 1)
-        ...         self.best = (torch.where(better, masks[0], self.best[0]),)
-        ...         self.rewards = rewards.maximum(self.rewards)
-        ...         self.left -= 1
-        ...         return int(self.left >= 0)
-        ...
-        ...     def masks(self):
-        ...         return self.best
-        >>> def second(x):
-        ...     return x[:, 0, 1]
-        >>> method = ExtremalPerturbation(second, "fade", RandomSolver())
-        >>> method.attribute(torch.ones(1, 1, 4), areas=0.25).argmax()
-        tensor(1)
-        >>> RandomSolver().with_steps(7)
-        RandomSolver(iterations=7, time_limit=None)
+        >>> from captum_extremal import SearchSolver
+        >>> SearchSolver().with_steps(7).total_steps, SearchSolver.needs_gradient
+        (7, False)
     """
 
     needs_gradient: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captum_extremal.perturbations import apply
+from captum_extremal.perturbations import PERTURBATIONS, apply
 from captum_extremal.perturbations import levels as levels_module
 from captum_extremal.perturbations.apply import apply_mask
 from captum_extremal.perturbations.levels import (
@@ -618,3 +618,19 @@ def test_backward_keeps_one_tensor_of_the_size_of_the_result():
 def test_errors_of_apply_mask(levels, mask, rows, error, message):
     with pytest.raises(error, match=message):
         apply_mask(levels, mask, rows)
+
+
+# --- all that have a name ---
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("shape", [(2, 3, 20), (1, 1, 9, 12), (1, 2, 4, 6, 5)])
+def test_a_named_perturbation_ends_in_the_input_and_draws_nothing(name, shape):
+    inputs = torch.randn(shape)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    levels = levels_module.levels_of(PERTURBATIONS[name](), inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert levels.isfinite().all()
+    assert (levels[:, 0] != inputs).any()
+    assert torch.equal(PERTURBATIONS[name]().levels(inputs), levels)

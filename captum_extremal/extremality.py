@@ -146,7 +146,8 @@ def _random_groups(
 ) -> Tensor | tuple[Tensor, ...]:
     """The same of random features."""
     size = (len(result.scores) * number * len(result.areas), 1, groups.count)
-    values = binary(torch.rand(size, generator=generator), result.areas)
+    values = torch.rand(size, generator=generator).to(groups.device)
+    values = binary(values, result.areas)
     masks = groups.laid(values.unflatten(0, (len(result.scores), -1)))
     return masks if isinstance(result.masks, tuple) else masks[0]
 

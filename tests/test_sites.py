@@ -17,7 +17,10 @@ from captum_extremal import (
     SearchSolver,
     SwapSolver,
 )
+from captum_extremal.attribution.input_masks import InputMasks
+from captum_extremal.sites.input import InputSite
 from captum_extremal.solvers import Solution
+from captum_extremal.visualization import plot_result
 
 WORTH = torch.tensor([0.0, 3.0, 0.0, -2.0, 1.0, 0.5])
 
@@ -453,3 +456,114 @@ def test_the_baseline_of_a_table_may_be_its_mean():
     method = ExtremalPerturbation(lambda x: x.sum(1), FadePerturbation(x.mean(0)))
     masks = method.attribute(x, areas=1, feature_mask=torch.arange(2))
     assert masks.tolist() == [[1, 0], [0, 1]]
+
+
+# --- what is easily overlooked ---
+
+
+def test_a_column_alone_is_a_table_too():
+    def model(a, b):
+        return a.sum(1) + 5 * b[:, 0]
+
+    inputs = (torch.ones(2, 3), torch.ones(2, 1))
+    numbers = (torch.arange(3), torch.tensor([3]))
+    found = ExtremalPerturbation(model, "fade").attribute(
+        inputs, areas=1, feature_mask=numbers
+    )
+    assert [each.tolist() for each in found] == [[[0, 0, 0]] * 2, [[1]] * 2]
+
+
+def test_the_baseline_of_a_table_may_be_one_for_each_row():
+    baseline = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
+    method = ExtremalPerturbation(lambda x: x.sum(1), FadePerturbation(baseline))
+    x = torch.full((2, 2), 2.5)
+    result = method.optimize(x, areas=1, feature_mask=torch.arange(2))
+    assert result.masks[:, 0].tolist() == [[1, 0], [0, 1]]
+    assert result.perturbed_score.tolist() == [3, 2]
+
+
+def test_the_figures_of_masks_by_channel_say_what_they_lack(tmp_path):
+    x = torch.rand(1, 5, 8, 8)
+    bands = torch.arange(5).view(5, 1, 1)
+    method = ExtremalPerturbation(lambda x: x[:, 3].mean((1, 2)), "fade")
+    result = method.optimize(x, areas=[1], feature_mask=bands)
+    assert result.masks.shape == (1, 1, 5, 8, 8)
+    assert "<svg" in result.to_html()
+    assert result._repr_html_()
+    with pytest.raises(ValueError, match="one for all channels, got"):
+        plot_result(torch.rand(3, 8, 8), result)
+    result.save(tmp_path / "bands.safetensors")
+    again = ExtremalResult.load(tmp_path / "bands.safetensors")
+    assert torch.equal(again.masks, result.masks)
+
+
+def test_a_smooth_solver_shows_each_column_its_own_background():
+    x, half = torch.tensor([[1.0, 1000.0]]), FadePerturbation(torch.tensor([0.5, 500]))
+
+    def model(x):  # of a column that lies in [0.5, 1] under any mask
+        return x[:, 1] / 1000 + (2 - x[:, 0]).log()
+
+    method = ExtremalPerturbation(model, half, LevelSetSolver())
+    masks = method.attribute(x, areas=1, feature_mask=torch.arange(2))
+    assert masks.tolist() == [[0, 1]]
+
+
+def test_infinite_slopes_promise_most():
+    method = ExtremalPerturbation(lambda x: x.sqrt().sum(1), "fade")
+    x = torch.tensor([[1.0, 2.0, 3.0, 5.0]])
+    found = method.attribute(x, areas=2, feature_mask=torch.arange(4))
+    assert found.tolist() == [[0, 0, 1, 1]]
+
+
+def test_the_method_itself_is_its_first_rival(monkeypatch):
+    asked = []
+    x = torch.ones(1, 6)
+    method = ExtremalPerturbation(table, "fade")
+    result = method.optimize(x, areas=[1], feature_mask=torch.arange(6))
+    solve = SwapSolver.solve
+    monkeypatch.setattr(
+        SwapSolver, "solve", lambda self, *a: (asked.append(a[1]), solve(self, *a))[1]
+    )
+    verdict = result.rejudge(
+        method, x, feature_mask=torch.arange(6), random_masks=0, seed=5
+    )
+    assert asked == [5]
+    assert list(verdict.rivals) == ["again", "search"]
+
+
+def test_places_of_a_signal_are_smooth_and_tokens_are_not():
+    layer = nn.Identity()
+    method = LayerExtremalPerturbation(lambda x: layer(x).flatten(1).sum(1), layer)
+    x = torch.rand(1, 4, 30)
+    for dim, solver in ((-2, "LevelSetSolver"), (2, "SwapSolver")):
+        result = method.optimize(x, areas=0.2, channel_dim=dim)
+        assert solver in result.settings["solver"]
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_model_behind_a_layer_gets_its_order_of_memory(order):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            rows = y if order is torch.contiguous_format else y.permute(0, 2, 3, 1)
+            return rows.view(len(y), -1).mean(dim=1)
+
+    model = Viewing().eval().to(memory_format=order)
+    x = torch.rand(2, 3, 8, 8).contiguous(memory_format=order)
+    found = LayerExtremalPerturbation(model, model.conv).attribute(x, areas=4)
+    assert found.shape == (2, 8, 6, 6)
+
+
+def test_a_site_must_give_the_inputs_when_nothing_is_left_out():
+    class Halved(InputMasks):
+        def site(self, inputs):
+            site = InputSite(inputs, FadePerturbation())
+            site.inputs = lambda perturbed, images: (perturbed[0] / 2,)
+            return site
+
+    with pytest.raises(ValueError, match="InputSite must give the inputs for its last"):
+        Halved(lambda x: x.sum((1, 2))).attribute(torch.ones(1, 1, 4), areas=0.5)

@@ -358,8 +358,10 @@ def _fits(found: tuple[int, ...], words: list[str], filled: bool) -> bool:
     )
 
 
-def check_spatial(name: str, value: Tensor) -> None:
+def check_spatial(name: str, value: Tensor, tables: bool = False) -> None:
     """A floating point tensor (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0.
+
+    With ``tables`` (N, F) will do as well.
 
     Example:
         >>> import torch
@@ -369,7 +371,8 @@ def check_spatial(name: str, value: Tensor) -> None:
         ValueError: inputs must be of shape (N, C, *S) with 1, 2 or 3 spatial sizes, none of them 0, got (2, 5)
     """  # noqa: E501
     check_floating(name, value)
-    check_shape(name, value, "N C *S")
+    is_table = tables and value.dim() == 2
+    check_shape(name, value, "N F" if is_table else "N C *S")
 
 
 def check_inputs(tensors: Sequence[Tensor], tables: bool = False) -> None:
@@ -389,8 +392,7 @@ def check_inputs(tensors: Sequence[Tensor], tables: bool = False) -> None:
     if not tensors:
         raise ValueError("inputs must hold at least one tensor, got none")
     for tensor in tensors:
-        is_table = isinstance(tensor, Tensor) and tensor.dim() == 2
-        check_spatial("inputs", tensor.unsqueeze(1) if tables and is_table else tensor)
+        check_spatial("inputs", tensor, tables)
         if len(tensor) == 0:
             raise ValueError("inputs must hold at least one example, got none")
     _agree("in their first dimension N", [len(tensor) for tensor in tensors])

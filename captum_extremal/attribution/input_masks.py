@@ -166,9 +166,10 @@ class InputMasks(MaskAttribution):
                 f"{type(masks).__name__}"
             )
         given = masks if isinstance(masks, tuple) else (masks,)
-        checks.check_floating("masks", given[0])
+        if given:
+            checks.check_floating("masks", given[0])
         # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * max(1, given[0].shape[1] if given[0].dim() > 1 else 1)
+        areas = (1.0,) * (given[0].shape[1] if given and given[0].dim() > 1 else 1)
         with self._laid(inputs, areas, asked, site_of, counts) as laid:
             problem, site, watch = laid
             return rewards_of(problem, site.read(given), watch)

@@ -7,6 +7,7 @@ progress bar and errors go to stderr, and after an error the exit code is 2.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -37,8 +38,12 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name.startswith("-"):
+            return None  # an option
         if name not in _COMMANDS:
-            return None
+            close = difflib.get_close_matches(name, _COMMANDS)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise click.UsageError(f"No such command {name!r}.{hint}")
         module = import_module(f"captum_extremal.cli.{_COMMANDS[name]}")
         command: click.Command = getattr(module, name)
         return command

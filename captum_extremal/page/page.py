@@ -202,7 +202,8 @@ def _image_of(
 
 
 def _masks_of(result: ExtremalResult, index: int) -> Tensor | None:
-    if not isinstance(result.masks, Tensor) or result.masks.dim() != 5:
+    masks = result.masks
+    if not isinstance(masks, Tensor) or masks.dim() != 5 or masks.shape[2] != 1:
         return None
     return result.masks[index].detach().float().cpu()[growing(result.areas)]
 

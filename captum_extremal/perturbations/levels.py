@@ -54,7 +54,7 @@ class Perturbation(Protocol):
         """The perturbed versions of each input, without gradient.
 
         Args:
-            inputs: (N, C, *S).
+            inputs: (N, C, *S), or (N, F) of a table (with a ``feature_mask``).
 
         Returns:
             (N, L, C, *S) with L >= 2: the most perturbed version first, the input
@@ -238,17 +238,18 @@ class FadePerturbation:
         """Stack the baseline and the inputs.
 
         Args:
-            inputs: (N, C, *S), floating point, with 1, 2 or 3 spatial sizes.
+            inputs: (N, C, *S), floating point, with 1, 2 or 3 spatial sizes; or a table
+                (N, F).
 
         Returns:
-            (N, 2, C, *S), without gradient.
+            (N, 2, C, *S) or (N, 2, F), without gradient.
 
         Raises:
             TypeError: If ``inputs`` is not a floating point tensor.
-            ValueError: If ``inputs`` has not 1, 2 or 3 spatial sizes, or ``baseline``
+            ValueError: If ``inputs`` has more than 3 spatial sizes, or ``baseline``
                 does not broadcast to them.
         """
-        check_spatial("inputs", inputs)
+        check_spatial("inputs", inputs, tables=True)
         inputs = inputs.detach()
         baseline = torch.as_tensor(self.baseline).detach().to(inputs)
         if not _broadcasts(baseline.shape, inputs.shape):

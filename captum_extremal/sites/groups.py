@@ -85,9 +85,14 @@ class Groups:
         (values,) = masks
         parts = self._everywhere(values.squeeze(1), images).split(self._lengths, dim=1)
         return tuple(
-            part.reshape(len(part), *(shape if shape[0] == 1 else (1, -1)))
+            part.reshape(len(part), *(shape if has_places(shape) else (1, -1)))
             for part, shape in zip(parts, self.shapes, strict=True)
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._places.device
 
     def laid(self, values: Tensor) -> tuple[Tensor, ...]:
         """The values of N images and A areas, (N, A, 1, groups) -> (N, A, *shape)."""
@@ -120,6 +125,11 @@ class Groups:
         if len(self._places) == 1:
             return values.index_select(1, self._places[0])
         return values.gather(1, self._places[images])
+
+
+def has_places(shape: Sequence[int]) -> bool:
+    """Whether a mask of this shape is one for all channels, (1, *S)."""
+    return len(shape) > 1 and shape[0] == 1
 
 
 def _expanded(numbers: Tensor, tensor: Tensor) -> Tensor:

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from captum_extremal.perturbations import BlurPerturbation, Perturbation
 from captum_extremal.perturbations.apply import Levels
-from captum_extremal.perturbations.levels import (
-    BlurPerturbation,
-    Perturbation,
-    levels_apart,
-)
-from captum_extremal.sites.groups import Groups
+from captum_extremal.perturbations.levels import levels_apart
+from captum_extremal.sites.groups import Groups, has_places
 from captum_extremal.sites.site import check_masks, fractions_of
 from captum_extremal.solvers import LevelSetSolver, Solver, SwapSolver
 from captum_extremal.solvers.problem import Masks
@@ -65,15 +62,13 @@ class InputSite:
 
     def _levels(self, perturbation: Perturbation, which: int) -> Levels:
         tensor = self._tensors[which]
-        is_table = tensor.dim() == 2
-        if is_table and isinstance(perturbation, BlurPerturbation):
+        if tensor.dim() == 2 and isinstance(perturbation, BlurPerturbation):
             raise ValueError(
                 "perturbation must not be a blur for inputs (N, F), whose features "
                 "are no neighbours; 'fade' or FadePerturbation(baseline) will do"
             )
-        tensor = tensor.unsqueeze(1) if is_table else tensor
         levels = levels_apart(perturbation, tensor)
-        if self._shape(which)[0] == 1:
+        if has_places(self._shape(which)):
             return levels
         # Each channel has a mask of its own: all features lie in a row.
         if isinstance(levels, tuple):

@@ -19,6 +19,7 @@ from captum_extremal.solvers import LevelSetSolver, Solver, SwapSolver
 from captum_extremal.solvers.problem import Masks
 
 Baselines = float | Tensor | tuple[float | Tensor, ...]
+_CHANNELS_LAST = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
 Positions = Literal["channels", "places"]
 
 
@@ -113,7 +114,10 @@ class LayerSite:
             masked = values.reshape(len(values), *rest, values.shape[2])
             masked = masked.movedim(-1, self.dim)
         # The model behind the layer may take a view that needs this order of memory.
-        return masked.contiguous() if activation.is_contiguous() else masked
+        for order in (torch.contiguous_format, *_CHANNELS_LAST.get(masked.dim(), ())):
+            if activation.is_contiguous(memory_format=order):
+                return masked.contiguous(memory_format=order)
+        return masked
 
     def laid(self, masks: Masks) -> tuple[Tensor, ...]:
         """(N, A, K) over channels, (N, A, 1, *places) over places."""

@@ -273,7 +273,7 @@ class _Descent:
             area_losses = torch.stack(losses).sum(dim=0)
         shown = tuple(mask.detach() for mask in masks)
         shifts = random_shifts(self.random, self.settings.jitter)
-        view = Copy((self._mirrors(iteration) and self.mirrored) or False, shifts)
+        view = Copy(self._mirrors(iteration) and self.mirrored, shifts)
         rewards, reward_gradients = self.problem.gradients(shown, cells, view)
         weight = self.settings.area_weight(iteration, self.settings.iterations)
         directions = torch.autograd.grad(

@@ -89,8 +89,9 @@ class LevelSetSolver(StepwiseSolver):
             the first step on.
         flat_background: Show what is left out by its mean colour in every second step
             (by the mean of each channel at the most perturbed level), instead of
-            perturbed. The blurred remains of a large object help the score; with them
-            alone the mask need not show the object itself.
+            perturbed; not where masks are of groups of features. The blurred remains of
+            a large object help the score; with them alone the mask need not show the
+            object itself.
         mirror: Average over the mirror image as well, in the first half of the run, for
             inputs with two spatial sizes. None for the images, and of a tuple of inputs
             for the tensors, where the start says that the model looks at the same
@@ -183,7 +184,7 @@ class Ascent:
         self.settings = settings
         self.problem = problem
         self.shown = [problem]  # in turn
-        if settings.flat_background:
+        if settings.flat_background and problem.spread is None:
             self.shown.append(problem.over_mean_colour())
         self.random = random.Random(seed)
         self.cells = torch.arange(problem.num_cells, device=problem.device)
@@ -258,7 +259,7 @@ class Ascent:
         problem = self._problem_of(iteration)
         turn = iteration // len(self.shown) % 2
         mirrors = turn == 1 and self._part(iteration) < MIRRORING
-        view = Copy((mirrors and self.mirrored) or False, shifts)
+        view = Copy(self.mirrored if mirrors else False, shifts)
         rate = self.settings.learning_rate
         rate *= 1 - (1 - _LAST_RATE) * self._part(iteration)
         rate /= 1 - _MOMENTUM ** (iteration + 1)

@@ -87,7 +87,9 @@ class Problem:
             spread; None for masks of the levels' sizes.
 
     Attributes:
-        sizes: The sizes of the masks, one for each tensor of the input.
+        sizes: The sizes of the masks, one for each tensor of the input, or those that
+            `spread` asks for.
+        spread: As given.
         is_large: Whether an input holds so many numbers that memory allows one mask at
             a time, whatever `perturbations_per_eval`.
 
@@ -116,6 +118,7 @@ class Problem:
         ]
         self._level_sizes = [tuple(last.shape[2:]) for last in lasts]
         self.sizes = self._level_sizes if spread is None else list(spread.sizes)
+        self.num_tensors = len(lasts)
         self.num_images = len(lasts[0])
         self.num_cells = self.num_images * len(self.areas)
         self.device = lasts[0].device
@@ -126,7 +129,7 @@ class Problem:
         self.game = game
         self._weights = GAMES[game]
         self.perturbations_per_eval = perturbations_per_eval
-        self._spread = spread
+        self.spread = spread
 
     def over_mean_colour(self) -> Problem:
         """The same with what is left out in one colour instead of perturbed.
@@ -140,7 +143,7 @@ class Problem:
             self.areas,
             self.game,
             self.perturbations_per_eval,
-            self._spread,
+            self.spread,
         )
 
     @property
@@ -292,8 +295,8 @@ class Problem:
         self, masks: Masks, images: Tensor, view: View | None
     ) -> tuple[Tensor, ...]:
         """Perturbed inputs as the model sees them."""
-        if self._spread is not None:
-            masks = self._spread(masks, images)
+        if self.spread is not None:
+            masks = self.spread(masks, images)
         pairs = list(zip(self._levels, masks, strict=True))
         if view is not None and self.is_large:
             # One image at a time, which goes to its place at once.

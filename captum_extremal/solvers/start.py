@@ -63,7 +63,8 @@ def start(
     ]
     usual = _gradients(problem, fields, None)
     if not any(may):
-        return Start(usual, [])
+        none = torch.zeros(problem.num_images, dtype=torch.bool, device=problem.device)
+        return Start(usual, [none] * problem.num_tensors)
     other = _gradients(problem, fields, Copy(mirrored, ()))
     if mirror is None:
         mirrored = [

@@ -27,7 +27,7 @@ from captum_extremal.masks.edges import binary
 from captum_extremal.masks.fields import FreeField
 from captum_extremal.solvers.driver import StepwiseSolver
 from captum_extremal.solvers.level_set import Ascent, LevelSetSolver
-from captum_extremal.solvers.problem import Masks, Problem
+from captum_extremal.solvers.problem import Masks, Problem, check_gradients
 
 _TRIED = 16  # exchanges of single positions a round
 _TOGETHER = (2, 4, 8)  # positions that are exchanged at once
@@ -205,7 +205,11 @@ class _Swaps:
 
     def _gradients(self, flat: Sequence[Tensor], cells: Tensor) -> list[Tensor]:
         _, gradients = self.problem.gradients(self._shaped(flat), cells)
-        return [gradient.flatten(1) for gradient in gradients]
+        if any(gradient.isnan().any() for gradient in gradients):
+            check_gradients(gradients, "for a swap of positions")
+        # An infinite slope promises most; a difference of two must stay finite.
+        most = torch.finfo(gradients[0].dtype).max / 4
+        return [gradient.flatten(1).clamp(-most, most) for gradient in gradients]
 
     def _rewards(self, flat: Sequence[Tensor], cells: Tensor) -> Tensor:
         rewards = self.problem.rewards(self._shaped(flat), cells)

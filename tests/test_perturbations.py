@@ -181,9 +181,9 @@ def test_perturbations_can_be_told_copied_and_pickled(perturbation):
             r"got shape \(1, 1, 3, 4\)",
         ),
         (
-            lambda: FadePerturbation().levels(torch.ones(2, 3)),
+            lambda: FadePerturbation().levels(torch.ones(3)),
             ValueError,
-            r"inputs must be .* spatial sizes, .* got \(2, 3\)",
+            r"inputs must be .* spatial sizes, .* got \(3,\)",
         ),
         (
             lambda: BlurPerturbation().levels(torch.ones(2, 3, 4).long()),

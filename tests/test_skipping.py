@@ -93,7 +93,7 @@ def in_place():
     body = nn.ReLU(inplace=True), Counting(), nn.Conv2d(1, 6, 3), nn.Tanh()
     parts = nn.Sequential(*body), linear()
     model = Model(lambda x, body, end: end(body(y := 1 * x)) + total(y), *parts)
-    return model, body[2], [], {body[1]: 5}
+    return model, parts[0][3], [], {parts[0][1]: 5}
 
 
 def called_twice():

@@ -383,37 +383,65 @@ def fails(error, text, model, inputs, target=0, areas=(0.1, 0.2), **options):
     assert vars(method) == kept
 
 
-@pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 3, 4, 4, 4, 4), (1, 3, 0, 4)])
-def test_inputs_without_spatial_axes(shape):
-    fails(ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(shape))
+ONE, TWO = constant(), constant((2, 3, 12, 12))
+UNLIKE = constant((2, 1, 12, 12)), constant((1, 3, 8, 16))
+GIVES = "^forward_func must give finite scores, got"
+SHAPE = r"must give one score per example: expected shape \(2,\), got"
+FLOATS = "^inputs must be a floating point tensor, got torch"
+TENSOR = "^forward_func must return a tensor, "
+CUT = "no gradient reaches the mask through forward_func"
+REFUSED = [
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(4)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(2, 5)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(1, 3, 0, 4)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), ONE[..., None, None]),
+    (ValueError, "^inputs must hold at least one", Blocks(), ONE[:0]),
+    (ValueError, "^inputs must hold at least one tensor", Blocks(), ()),
+    (ValueError, "^inputs must agree in their first", TwoInputs(), UNLIKE),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.int64)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.uint8)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.bool)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.complex64)),
+    (ValueError, rf"{GIVES} \[-inf\] for the fully pertu",
+     lambda x: Blocks()(x).log()[:, 0], ONE, None),
+    (ValueError, rf"{GIVES} \[nan\] for the untouched",
+     lambda x: (Blocks()(x) - 400).sqrt()[:, 0], ONE, None),
+    (ValueError, rf"{SHAPE} \(2, 4\)", Blocks(), TWO, None),
+    (ValueError, rf"{SHAPE} \(\)", lambda x: Blocks()(x).sum(), TWO, None),
+    (ValueError, rf"{SHAPE} \(2, 3, 12, 12\)", lambda x: x, TWO, None),
+    (ValueError, rf"{SHAPE} \(1,\)", lambda x: Blocks()(x)[:1, 0], TWO, None),
+    # One example has one score, but its two masks must have one each.
+    (ValueError, rf"{SHAPE} \(\)", lambda x: Blocks()(x)[:, 0].sum(), ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: 3.0, ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: None, ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: [1.0, 2.0], ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: "dog", ONE, None),
+    (TypeError, rf"{TENSOR}.*model\(x\)\['logits'\]",
+     lambda x: {"loss": 3.0, "logits": torch.zeros(1, 4)}, ONE),
+    (TypeError, rf"{TENSOR}.*model\(x\)\[1\]",
+     lambda x: (None, torch.zeros(1, 4)), ONE),
+    (TypeError, "^forward_func must give real scores, got torch.complex64",
+     lambda x: 1j * Blocks()(x), ONE),
+    (IndexError, r"^target must name one output of each example in \(\d, 4\), got 9",
+     Blocks(), ONE, 9),
+    (RuntimeError, CUT, lambda x: Blocks()(x.detach()), ONE),
+    (RuntimeError, CUT, lambda x: Blocks().requires_grad_(False)(x.detach()), ONE),
+    (RuntimeError, CUT, lambda x: torch.from_numpy(Blocks()(x).detach().numpy()), ONE),
+    (RuntimeError, CUT, lambda x: torch.no_grad()(Blocks())(x), ONE),
+    (RuntimeError, CUT, lambda x: (Blocks()(x) > 0.5).float(), ONE),
+    (RuntimeError, CUT, lambda x: Blocks()(x).long(), ONE),
+]  # fmt: skip
 
 
-def test_inputs_without_examples():
-    text = "^inputs must hold at least one"
-    fails(ValueError, text, Blocks(), torch.zeros(0, 3, 12, 12))
-
-
-def test_an_empty_tuple():
-    fails(ValueError, "^inputs must hold at least one tensor", Blocks(), ())
-
-
-def test_a_tuple_whose_batches_differ():
-    inputs = constant((2, 1, 12, 12)), constant((1, 3, 8, 16))
-    fails(ValueError, "^inputs must agree in their first", TwoInputs(), inputs)
+@pytest.mark.parametrize("case", REFUSED)
+def test_inputs_targets_and_models_that_cannot_be(case):
+    fails(*case)
 
 
 def test_a_tuple_that_holds_something_else():
     model, inputs = TwoInputs(), (constant((1, 1, 12, 12)), 3.0)
     with pytest.raises(TypeError, match=r"^inputs must be a floating point tensor"):
         method_of(model).attribute(inputs, 0)
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str
-)
-def test_tensors_of_other_types(dtype):
-    text = "^inputs must be a floating point tensor, got torch"
-    fails(TypeError, text, Blocks(), torch.ones(1, 3, 12, 12).to(dtype))
 
 
 def test_no_inputs():
@@ -431,20 +459,6 @@ def test_inputs_that_are_not_finite(bad, perturbation):
     with pytest.raises(ValueError, match="finite"):
         method.optimize(inputs, 0)
     assert traces(method.forward_func, inputs) == before
-
-
-def test_scores_that_are_not_finite_name_the_inputs():
-    def model(x):
-        return Blocks()(x).log()[:, 0]  # -inf where all is black
-
-    text = r"^forward_func must give finite scores, got \[-inf\] for the fully pertu"
-    fails(ValueError, text, model, constant(), None)
-
-    def untouched(x):
-        return (Blocks()(x) - 400).sqrt()[:, 0]
-
-    text = r"^forward_func must give finite scores, got \[nan\] for the untouched"
-    fails(ValueError, text, untouched, constant(), None)
 
 
 class Spoiled(nn.Module):
@@ -483,32 +497,6 @@ def test_scores_that_turn_bad_at_the_last_step():
         optimize(Spoiled(9, float("nan")), constant(), 0, (0.1,))
 
 
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (Blocks(), r"\(2, 4\)"),
-        (lambda x: Blocks()(x).sum(), r"\(\)"),
-        (lambda x: x, r"\(2, 3, 12, 12\)"),
-        (lambda x: Blocks()(x)[:1, 0], r"\(1,\)"),
-    ],
-    ids=["classes without a target", "one number", "the image", "too few rows"],
-)
-def test_an_output_of_the_wrong_shape(model, shape):
-    text = rf"must give one score per example: expected shape \(2,\), got {shape}"
-    fails(ValueError, text, model, constant((2, 3, 12, 12)), None)
-
-
-@pytest.mark.parametrize("output", [3.0, None, [1.0, 2.0], "dog"], ids=repr)
-def test_an_output_that_is_no_tensor(output):
-    text = "^forward_func must return a tensor, got "
-    fails(TypeError, text, lambda x: output, constant(), None)
-
-
-def test_a_target_that_is_not_there_names_the_argument():
-    text = r"^target must name one output of each example in \(\d, 4\), got 9"
-    fails(IndexError, text, Blocks(), constant(), 9)
-
-
 def test_numbers_of_numpy_will_do():
     inputs = constant((1, 1, 12, 12))
     areas = [np.float32(0.25), torch.tensor(0.5)]
@@ -517,29 +505,6 @@ def test_numbers_of_numpy_will_do():
     assert result.settings["seed"] == 3
     assert type(result.settings["seed"]) is int
     assert method_of(Blocks()).optimize(inputs, 0, np.array(0.25)).areas == (0.25,)
-
-
-def test_one_number_for_a_whole_batch_is_caught_also_for_one_example():
-    # One example has one score, but its two masks must have one each.
-    text = r"expected shape \(2,\), got \(\)"
-    fails(ValueError, text, lambda x: Blocks()(x)[:, 0].sum(), constant(), None)
-
-
-@pytest.mark.parametrize(
-    "cut",
-    [
-        lambda x: Blocks()(x.detach()),
-        lambda x: Blocks().requires_grad_(False)(x.detach()),
-        lambda x: torch.from_numpy(Blocks()(x).detach().numpy()),
-        lambda x: torch.no_grad()(Blocks())(x),
-        lambda x: (Blocks()(x) > 0.5).float(),
-        lambda x: Blocks()(x).long(),
-    ],
-    ids=["detach", "frozen", "numpy", "no_grad", "compare", "long"],
-)
-def test_a_model_that_cuts_the_gradient(cut):
-    text = "no gradient reaches the mask through forward_func"
-    fails(RuntimeError, text, cut, constant())
 
 
 def test_a_model_that_sees_one_of_two_inputs_gets_a_mask_for_each():
@@ -830,27 +795,6 @@ def test_checkpointing_without_reentering_works():
 
     found = optimize(model, constant())
     assert torch.equal(found.masks, optimize(Blocks(), constant()).masks)
-
-
-@pytest.mark.parametrize(
-    ("output", "text"),
-    [
-        ({"loss": 3.0, "logits": torch.zeros(1, 4)}, r"model\(x\)\['logits'\]"),
-        ((None, torch.zeros(1, 4)), r"model\(x\)\[1\]"),
-    ],
-)
-def test_the_tensor_inside_of_an_output_is_named(output, text):
-    fails(
-        TypeError,
-        rf"^forward_func must return a tensor, .*{text}",
-        lambda x: output,
-        constant(),
-    )
-
-
-def test_complex_scores_are_refused():
-    text = "^forward_func must give real scores, got torch.complex64"
-    fails(TypeError, text, lambda x: 1j * Blocks()(x), constant())
 
 
 # --- compiled models, chance, precision ---

@@ -224,9 +224,13 @@ def test_settings_out_of_range_are_named(case, option, value, text):
 def test_steps_are_told_and_add_up(case):
     heard = []
     problem = problem_of(areas=(0.1, 0.2), images=2)
-    case.solver.solve(problem, on_step=heard.append)
+    solution = case.solver.solve(problem, on_step=heard.append)
     assert sum(heard) == case.solver.total_steps
     assert min(heard) > 0
+    for series in solution.history.values():
+        assert series.shape[1] == 4
+        if case.solver.needs_gradient:  # a search without counts rounds
+            assert (len(series), max(heard)) == (case.solver.iterations, 1)
 
 
 @each
@@ -277,6 +281,7 @@ def test_the_first_step_is_made_in_any_case(case):
     solution = long(case, time_limit=1e-9).solve(problem_of(), 0, heard.append)
     assert (solution.ended, len(heard)) == ("time limit", 1)
     for series in solution.history.values():
+        assert len(series) == 5000 or not case.solver.needs_gradient
         assert series[: heard[0]].isfinite().all()
         assert series[heard[0] :].isnan().all()
     assert counts(solution.masks[0]) == asked((0.11,))

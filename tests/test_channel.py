@@ -357,13 +357,14 @@ def test_everything_stays_as_it_was_when_the_model_fails(at):
 def test_ctrl_c_keeps_the_masks():
     class Interrupted:
         def solve(self, problem, seed=0, on_step=None):
+            assert seed == 5
             masks = torch.zeros(problem.num_cells, 1, *problem.sizes[0])
             masks[:, :, :2] = 1
             return Solution((masks,), ended="interrupt")
 
     method = method_of(Weighted(WEIGHTS), solver=Interrupted())
     with pytest.raises(SearchInterrupted) as caught:
-        method.attribute(ones(), 0, 2)
+        method.attribute(ones(), 0, 2, seed=5)
     assert isinstance(caught.value.result, ChannelResult)
     assert kept(caught.value.result.masks) == [[{0, 1}]]
 

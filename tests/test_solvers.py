@@ -105,9 +105,9 @@ def test_a_model_without_say_gets_masks_of_the_area(case):
         (masks,) = case.solve(lambda x: 0 * see(x), areas=(0.1, 0.3)).masks
     assert counts(masks) == asked((0.1, 0.3))
     assert masks.isfinite().all()
-    told = [str(warning.message)[:57] for warning in caught]
-    told_alike = ["no step met a gradient for image 0 and area 0.1 and others"[:57]]
-    assert told == told_alike * case.warns
+    told = [str(warning.message).split(":")[0] for warning in caught]
+    text = "no step met a gradient for image 0 and area 0.1 and others"
+    assert told == [text] * case.warns
 
 
 @each

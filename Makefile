@@ -21,7 +21,7 @@ CONTRACT_TESTS := tests/test_contract.py tests/test_extremal.py tests/test_chann
 CORE_TESTS := tests/test_contract.py tests/test_architecture.py captum_extremal \
 	tests/test_checks.py tests/test_captum_door.py tests/test_model.py \
 	tests/test_disks.py tests/test_area.py tests/test_perturbations.py \
-	tests/test_rewards.py tests/test_result.py tests/test_curve.py \
+	tests/test_rewards.py tests/test_result.py tests/test_saved.py tests/test_curve.py \
 	tests/test_class_channels.py tests/test_image_priors.py tests/test_rise.py \
 	tests/test_report.py tests/test_annotations.py tests/test_benchmark_analyses.py
 

@@ -234,41 +234,21 @@ def test_many_pixels_lose_no_precision():
 @pytest.mark.parametrize(
     ("masks", "areas", "reduction", "error", "message"),
     [
-        (
-            torch.rand(2, 4),
-            1.5,
-            "mean",
-            ValueError,
-            r"area must lie in \(0, 1\], got 1.5",
-        ),
+        (torch.rand(2, 4), 1.5, "mean", ValueError,
+         r"area must lie in \(0, 1\], got 1.5"),
         (torch.rand(2, 4), [0.1, 0.0], "mean", ValueError, r"\(0, 1\], got 0.0"),
         (torch.rand(2, 4), torch.tensor([2.0]), "mean", ValueError, "got 2.0"),
-        (
-            torch.rand(2, 4),
-            "0.1",
-            "mean",
-            TypeError,
-            "area must be a number, got '0.1'",
-        ),
-        (
-            torch.rand(2, 4),
-            [0.1, 0.2, 0.3],
-            "mean",
-            ValueError,
-            "whole multiple of the 3 areas, got 2 masks",
-        ),
+        (torch.rand(2, 4), "0.1", "mean", TypeError,
+         "area must be a number, got '0.1'"),
+        (torch.rand(2, 4), [0.1, 0.2, 0.3], "mean", ValueError,
+         "whole multiple of the 3 areas, got 2 masks"),
         (torch.rand(4), 0.1, "mean", ValueError, r"shape \(K, ...\) .* got \(4,\)"),
         (torch.rand(2, 0), 0.1, "mean", ValueError, r"got \(2, 0\)"),
         (torch.ones(2, 4).int(), 0.1, "mean", TypeError, "masks .* got torch.int32"),
-        (
-            torch.rand(2, 4),
-            0.1,
-            "max",
-            ValueError,
-            "reduction must be 'mean' or 'sum', got 'max'",
-        ),
+        (torch.rand(2, 4), 0.1, "max", ValueError,
+         "reduction must be 'mean' or 'sum', got 'max'"),
     ],
-)
+)  # fmt: skip
 def test_errors(masks, areas, reduction, error, message):
     with pytest.raises(error, match=message):
         area_loss(masks, areas, reduction)

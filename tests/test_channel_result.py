@@ -1,8 +1,6 @@
-"""`ChannelResult`: eq. 10, eq. 11, and its file."""
+"""`ChannelResult`: eq. 10 and eq. 11."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 import torch
@@ -110,34 +108,3 @@ def test_the_readings_are_those_of_pixels():
         equal_nan=True,
     )
     assert torch.equal(result.is_monotonic(), pixels.is_monotonic())
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_what_is_saved_is_loaded(tmp_path, several):
-    result = result_of()
-    if several:
-        result = result_of(
-            masks=(MASKS, MASKS[..., :2].contiguous()),
-            activations=(torch.rand(2, 4, 2), torch.rand(2, 2)),
-        )
-    result.save(tmp_path / "result")
-    loaded = ChannelResult.load(tmp_path / "result")
-    for field in dataclasses.fields(ChannelResult):
-        saved, found = getattr(result, field.name), getattr(loaded, field.name)
-        if isinstance(saved, torch.Tensor | tuple) or field.name == "history":
-            torch.testing.assert_close(found, saved, rtol=0, atol=0)
-        else:
-            assert found == saved
-    assert [type(area) for area in loaded.areas] == [int, float, int]
-    assert loaded.counts == result.counts
-
-
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "text").write_text("no result")
-    with pytest.raises(ValueError, match="path must be a saved ChannelResult, got"):
-        ChannelResult.load(tmp_path / "text")
-    result_of().save(tmp_path / "channels")
-    with pytest.raises(ValueError, match="path must be a saved ExtremalResult, got"):
-        ExtremalResult.load(tmp_path / "channels")
-    with pytest.raises(FileNotFoundError, match="path must lie in an existing folder"):
-        result_of().save(tmp_path / "nowhere" / "result")

@@ -261,34 +261,20 @@ def test_equal_weights_under_two_names_are_no_choice(state, load, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda state: {k: v for k, v in state.items() if k != "fc.bias"},
-            "1 of 338 tensors missing, 0 unknown, 0 of another shape: fc.bias is miss",
-        ),
-        (
-            lambda state: state | {"stage2.4.branch2.0.weight": torch.ones(3)},
-            "0 of 338 tensors missing, 1 unknown, 0 of another shape: stage2.4",
-        ),
-        (
-            lambda state: prefixed(state, "net.") | {"net.reg_token": torch.ones(3)},
-            "1 unknown, 0 of another shape: reg_token is unknown",
-        ),
-        (
-            lambda state: state | {"conv1.0.weight": torch.ones(24, 1, 3, 3)},
-            "0 unknown, 1 of another shape: conv1.0.weight is of another shape",
-        ),
-        (
-            lambda state: {"model": state | {"fc.weight": torch.ones(5, 1024).int()}},
-            "0 of another shape, 1 of another type",
-        ),
-        (
-            lambda state: state | {"fc.weight": torch.ones(5, 1024, device="meta")},
-            "0 of another shape, 1 of another type",
-        ),
-        (
-            lambda state: state | {"fc.weight": torch.ones(5, 1024).to_sparse()},
-            "0 of another shape, 1 of another type",
-        ),
+        (lambda state: {k: v for k, v in state.items() if k != "fc.bias"},
+         "1 of 338 tensors missing, 0 unknown, 0 of another shape: fc.bias is miss"),
+        (lambda state: state | {"stage2.4.branch2.0.weight": torch.ones(3)},
+         "0 of 338 tensors missing, 1 unknown, 0 of another shape: stage2.4"),
+        (lambda state: prefixed(state, "net.") | {"net.reg_token": torch.ones(3)},
+         "1 unknown, 0 of another shape: reg_token is unknown"),
+        (lambda state: state | {"conv1.0.weight": torch.ones(24, 1, 3, 3)},
+         "0 unknown, 1 of another shape: conv1.0.weight is of another shape"),
+        (lambda state: {"model": state | {"fc.weight": torch.ones(5, 1024).int()}},
+         "0 of another shape, 1 of another type"),
+        (lambda state: state | {"fc.weight": torch.ones(5, 1024, device="meta")},
+         "0 of another shape, 1 of another type"),
+        (lambda state: state | {"fc.weight": torch.ones(5, 1024).to_sparse()},
+         "0 of another shape, 1 of another type"),
         (
             lambda state: (
                 {n: v for n, v in state.items() if n not in ("fc.weight", "fc.bias")}
@@ -297,7 +283,7 @@ def test_equal_weights_under_two_names_are_no_choice(state, load, caplog):
             "2 unknown, 0 of another shape, of a quantised network",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_quite_the_model_is_refused(state, load, change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load(change(state))

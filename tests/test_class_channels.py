@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import pytest
 import torch
 from captum.attr import ClassSummarizer
 from captum.attr._utils.stat import Mean
-from safetensors.torch import save_file
 
 from captum_extremal import ClassChannels, ExcitingImages
-from captum_extremal._base import files
 
 MASKS = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
 
@@ -128,24 +125,6 @@ def test_merging_is_as_one():
     assert other.counts == before
     one.merge(ClassChannels())
     assert one.counts == whole.counts
-
-
-def test_saved_and_loaded(tmp_path):
-    found = gathered(labels=(7, "cat", "cat"))
-    found.save(tmp_path / "file")
-    loaded = ClassChannels.load(tmp_path / "file")
-    assert loaded.counts == found.counts
-    assert loaded.channels() == found.channels()
-    loaded.merge(found)
-    assert torch.equal(loaded.mean("cat"), found.mean("cat"))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_saved_empty(tmp_path):
-    ClassChannels().save(tmp_path / "file")
-    assert ClassChannels.load(tmp_path / "file").counts == {}
-    ExcitingImages(3).save(tmp_path / "images")
-    assert repr(ExcitingImages.load(tmp_path / "images")) == repr(ExcitingImages(3))
 
 
 @pytest.mark.parametrize(
@@ -310,91 +289,3 @@ def test_wrong_settings_and_others():
         best.merge(3)
     with pytest.raises(TypeError, match="other must be a ClassChannels, got int"):
         ClassChannels().merge(3)
-
-
-# --- files ---
-
-
-@pytest.mark.parametrize("kind", [ClassChannels, ExcitingImages])
-def test_other_files(tmp_path, kind):
-    message = f"path must be a saved {kind.__name__}, got .*file"
-    path = tmp_path / "file"
-    path.write_bytes(b"no")
-    with pytest.raises(ValueError, match=message):
-        kind.load(path)
-    for about in ({}, {"captum_extremal": json.dumps({"format": "Other"})}):
-        save_file({"sums": torch.zeros(1)}, path, about)
-        with pytest.raises(ValueError, match=message):
-            kind.load(path)
-    with pytest.raises(FileNotFoundError, match="path must lie in an existing folder"):
-        kind().save(tmp_path / "none" / "file")
-
-
-def rewritten(path, tensors=None, **about):
-    """Change what a file holds; None takes a part away."""
-    held, facts = files.read(path)
-    tensors, facts = held | (tensors or {}), facts | about
-    files.write(
-        path,
-        {name: tensor for name, tensor in tensors.items() if tensor is not None},
-        {name: fact for name, fact in facts.items() if fact is not None},
-    )
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"counts": [2]},
-        {"counts": [2, 0]},
-        {"counts": [2, "1"]},
-        {"labels": [7, 7]},
-        {"labels": [7, None]},
-        {"labels": None},
-        {"format": "captum_extremal.ExcitingImages/1"},
-        {"tensors": {"sums": None}},
-        {"tensors": {"sums": torch.ones(2)}},
-        {"tensors": {"sums": torch.ones(3, 3)}},
-    ],
-    ids=str,
-)
-def test_damaged_classes(tmp_path, damage):
-    path = tmp_path / "file"
-    gathered().save(path)
-    rewritten(path, **damage)
-    with pytest.raises(ValueError, match="path must be a saved ClassChannels, got"):
-        ClassChannels.load(path)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"num_images": 0},
-        {"num_images": 1},
-        {"reduction": "sum"},
-        {"images": ["a"]},
-        {"images": [None, "b", "c"]},
-        {"images": None},
-        {"tensors": {"values": None}},
-        {"tensors": {"values": torch.ones(3)}},
-        {"tensors": {"places": torch.full((3, 2), -1)}},
-        {"tensors": {"places": torch.ones(3, 2)}},
-    ],
-    ids=str,
-)
-def test_damaged_images(tmp_path, damage):
-    path = tmp_path / "file"
-    best = ExcitingImages(num_images=2)
-    best.update(MASKS, ["a", "b", "c"])
-    best.save(path)
-    rewritten(path, **damage)
-    with pytest.raises(ValueError, match="path must be a saved ExcitingImages, got"):
-        ExcitingImages.load(path)
-
-
-@pytest.mark.parametrize("kind", [ClassChannels, ExcitingImages])
-def test_files_that_are_not_there_or_not_writable(tmp_path, kind):
-    with pytest.raises(OSError, match="none"):
-        kind.load(tmp_path / "none")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        kind().save(tmp_path / "folder")

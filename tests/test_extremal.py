@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_extremal.extremal import DEFAULT_AREAS, ExtremalPerturbation
 from captum_extremal.perturbations.levels import BlurPerturbation, FadePerturbation
-from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.solvers import (
     GradientSolver,
     LevelSetSolver,
@@ -177,15 +176,6 @@ def test_the_settings_say_what_was_done():
     assert json.loads(json.dumps(settings)) == settings
 
 
-def test_the_result_can_be_saved_and_read(tmp_path):
-    result = optimize(Blocks(), constant(), 0)
-    result.save(tmp_path / "masks.safetensors")
-    again = ExtremalResult.load(tmp_path / "masks.safetensors")
-    assert torch.equal(again.masks, result.masks)
-    assert again.areas == result.areas == (0.1, 0.2)
-    assert again.settings == result.settings
-
-
 def test_a_star_is_the_area_of_the_block():
     # A quarter of the image suffices for 90 % of the score, a tenth does not.
     solver = GradientSolver(iterations=60, score_weight=None, mirror=False)
@@ -195,12 +185,6 @@ def test_a_star_is_the_area_of_the_block():
     assert result.is_monotonic().all()
     a_star = result.smallest_sufficient_area(0.9 * result.input_score)
     assert a_star.item() == pytest.approx(0.3)
-
-
-def test_the_same_call_gives_the_same_masks():
-    model, inputs = ConvNet(3).eval(), varied()
-    one, other = optimize(model, inputs), optimize(model, inputs)
-    assert torch.equal(one.masks, other.masks)
 
 
 # --- what each option changes ---
@@ -222,12 +206,6 @@ def test_the_defaults_of_a_call():
     assert result.areas == DEFAULT_AREAS
     assert result.settings["game"] == "preservation"
     assert result.settings["seed"] == 0
-
-
-def test_the_target_moves_the_mask():
-    for target in (0, 3):
-        masks = optimize(Blocks(), constant(), target).masks
-        assert share_inside(masks[0, 0, 0], target) == 1
 
 
 def test_perturbation_by_name_and_as_an_object_are_the_same():
@@ -374,14 +352,6 @@ def test_the_solver_is_used_as_it_is():
     torch.testing.assert_close(result.scores, torch.full((2, 3), 300 * 4 / 36))
 
 
-def test_the_seed_matters_where_something_is_random():
-    solver = GradientSolver(iterations=8, jitter=0.2)
-    method = method_of(ConvNet(3).eval(), solver=solver)
-    one = method.optimize(varied(), 0, seed=1).masks
-    assert torch.equal(one, method.optimize(varied(), 0, seed=1).masks)
-    assert not torch.equal(one, method.optimize(varied(), 0, seed=2).masks)
-
-
 @pytest.mark.parametrize(
     "areas", [[0.2, 0.1], (0.2, 0.1), torch.tensor([0.2, 0.1])], ids=["l", "t", "T"]
 )
@@ -413,37 +383,65 @@ def fails(error, text, model, inputs, target=0, areas=(0.1, 0.2), **options):
     assert vars(method) == kept
 
 
-@pytest.mark.parametrize("shape", [(4,), (2, 5), (1, 3, 4, 4, 4, 4), (1, 3, 0, 4)])
-def test_inputs_without_spatial_axes(shape):
-    fails(ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(shape))
+ONE, TWO = constant(), constant((2, 3, 12, 12))
+UNLIKE = constant((2, 1, 12, 12)), constant((1, 3, 8, 16))
+GIVES = "^forward_func must give finite scores, got"
+SHAPE = r"must give one score per example: expected shape \(2,\), got"
+FLOATS = "^inputs must be a floating point tensor, got torch"
+TENSOR = "^forward_func must return a tensor, "
+CUT = "no gradient reaches the mask through forward_func"
+REFUSED = [
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(4)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(2, 5)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), torch.zeros(1, 3, 0, 4)),
+    (ValueError, r"^inputs must be of shape \(N, C", Blocks(), ONE[..., None, None]),
+    (ValueError, "^inputs must hold at least one", Blocks(), ONE[:0]),
+    (ValueError, "^inputs must hold at least one tensor", Blocks(), ()),
+    (ValueError, "^inputs must agree in their first", TwoInputs(), UNLIKE),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.int64)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.uint8)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.bool)),
+    (TypeError, FLOATS, Blocks(), ONE.to(torch.complex64)),
+    (ValueError, rf"{GIVES} \[-inf\] for the fully pertu",
+     lambda x: Blocks()(x).log()[:, 0], ONE, None),
+    (ValueError, rf"{GIVES} \[nan\] for the untouched",
+     lambda x: (Blocks()(x) - 400).sqrt()[:, 0], ONE, None),
+    (ValueError, rf"{SHAPE} \(2, 4\)", Blocks(), TWO, None),
+    (ValueError, rf"{SHAPE} \(\)", lambda x: Blocks()(x).sum(), TWO, None),
+    (ValueError, rf"{SHAPE} \(2, 3, 12, 12\)", lambda x: x, TWO, None),
+    (ValueError, rf"{SHAPE} \(1,\)", lambda x: Blocks()(x)[:1, 0], TWO, None),
+    # One example has one score, but its two masks must have one each.
+    (ValueError, rf"{SHAPE} \(\)", lambda x: Blocks()(x)[:, 0].sum(), ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: 3.0, ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: None, ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: [1.0, 2.0], ONE, None),
+    (TypeError, f"{TENSOR}got ", lambda x: "dog", ONE, None),
+    (TypeError, rf"{TENSOR}.*model\(x\)\['logits'\]",
+     lambda x: {"loss": 3.0, "logits": torch.zeros(1, 4)}, ONE),
+    (TypeError, rf"{TENSOR}.*model\(x\)\[1\]",
+     lambda x: (None, torch.zeros(1, 4)), ONE),
+    (TypeError, "^forward_func must give real scores, got torch.complex64",
+     lambda x: 1j * Blocks()(x), ONE),
+    (IndexError, r"^target must name one output of each example in \(\d, 4\), got 9",
+     Blocks(), ONE, 9),
+    (RuntimeError, CUT, lambda x: Blocks()(x.detach()), ONE),
+    (RuntimeError, CUT, lambda x: Blocks().requires_grad_(False)(x.detach()), ONE),
+    (RuntimeError, CUT, lambda x: torch.from_numpy(Blocks()(x).detach().numpy()), ONE),
+    (RuntimeError, CUT, lambda x: torch.no_grad()(Blocks())(x), ONE),
+    (RuntimeError, CUT, lambda x: (Blocks()(x) > 0.5).float(), ONE),
+    (RuntimeError, CUT, lambda x: Blocks()(x).long(), ONE),
+]  # fmt: skip
 
 
-def test_inputs_without_examples():
-    text = "^inputs must hold at least one"
-    fails(ValueError, text, Blocks(), torch.zeros(0, 3, 12, 12))
-
-
-def test_an_empty_tuple():
-    fails(ValueError, "^inputs must hold at least one tensor", Blocks(), ())
-
-
-def test_a_tuple_whose_batches_differ():
-    inputs = constant((2, 1, 12, 12)), constant((1, 3, 8, 16))
-    fails(ValueError, "^inputs must agree in their first", TwoInputs(), inputs)
+@pytest.mark.parametrize("case", REFUSED)
+def test_inputs_targets_and_models_that_cannot_be(case):
+    fails(*case)
 
 
 def test_a_tuple_that_holds_something_else():
     model, inputs = TwoInputs(), (constant((1, 1, 12, 12)), 3.0)
     with pytest.raises(TypeError, match=r"^inputs must be a floating point tensor"):
         method_of(model).attribute(inputs, 0)
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str
-)
-def test_tensors_of_other_types(dtype):
-    text = "^inputs must be a floating point tensor, got torch"
-    fails(TypeError, text, Blocks(), torch.ones(1, 3, 12, 12).to(dtype))
 
 
 def test_no_inputs():
@@ -461,20 +459,6 @@ def test_inputs_that_are_not_finite(bad, perturbation):
     with pytest.raises(ValueError, match="finite"):
         method.optimize(inputs, 0)
     assert traces(method.forward_func, inputs) == before
-
-
-def test_scores_that_are_not_finite_name_the_inputs():
-    def model(x):
-        return Blocks()(x).log()[:, 0]  # -inf where all is black
-
-    text = r"^forward_func must give finite scores, got \[-inf\] for the fully pertu"
-    fails(ValueError, text, model, constant(), None)
-
-    def untouched(x):
-        return (Blocks()(x) - 400).sqrt()[:, 0]
-
-    text = r"^forward_func must give finite scores, got \[nan\] for the untouched"
-    fails(ValueError, text, untouched, constant(), None)
 
 
 class Spoiled(nn.Module):
@@ -513,51 +497,6 @@ def test_scores_that_turn_bad_at_the_last_step():
         optimize(Spoiled(9, float("nan")), constant(), 0, (0.1,))
 
 
-@pytest.mark.parametrize("iterations", [1, 8])
-def test_a_gradient_that_is_not_finite_is_an_error(iterations):
-    class BadGradient(torch.autograd.Function):
-        @staticmethod
-        def forward(_ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(_ctx, gradient):
-            return gradient * torch.nan
-
-    def model(x):
-        # The score itself never shows a NaN.
-        return BadGradient.apply(x).nan_to_num(0.0).mean(dim=(1, 2, 3))
-
-    solver = GradientSolver(iterations=iterations, mirror=False)
-    fails(RuntimeError, "finite", model, constant(), None, solver=solver)
-
-
-@pytest.mark.parametrize(
-    ("model", "shape"),
-    [
-        (Blocks(), r"\(2, 4\)"),
-        (lambda x: Blocks()(x).sum(), r"\(\)"),
-        (lambda x: x, r"\(2, 3, 12, 12\)"),
-        (lambda x: Blocks()(x)[:1, 0], r"\(1,\)"),
-    ],
-    ids=["classes without a target", "one number", "the image", "too few rows"],
-)
-def test_an_output_of_the_wrong_shape(model, shape):
-    text = rf"must give one score per example: expected shape \(2,\), got {shape}"
-    fails(ValueError, text, model, constant((2, 3, 12, 12)), None)
-
-
-@pytest.mark.parametrize("output", [3.0, None, [1.0, 2.0], "dog"], ids=repr)
-def test_an_output_that_is_no_tensor(output):
-    text = "^forward_func must return a tensor, got "
-    fails(TypeError, text, lambda x: output, constant(), None)
-
-
-def test_a_target_that_is_not_there_names_the_argument():
-    text = r"^target must name one output of each example in \(\d, 4\), got 9"
-    fails(IndexError, text, Blocks(), constant(), 9)
-
-
 def test_numbers_of_numpy_will_do():
     inputs = constant((1, 1, 12, 12))
     areas = [np.float32(0.25), torch.tensor(0.5)]
@@ -566,29 +505,6 @@ def test_numbers_of_numpy_will_do():
     assert result.settings["seed"] == 3
     assert type(result.settings["seed"]) is int
     assert method_of(Blocks()).optimize(inputs, 0, np.array(0.25)).areas == (0.25,)
-
-
-def test_one_number_for_a_whole_batch_is_caught_also_for_one_example():
-    # One example has one score, but its two masks must have one each.
-    text = r"expected shape \(2,\), got \(\)"
-    fails(ValueError, text, lambda x: Blocks()(x)[:, 0].sum(), constant(), None)
-
-
-@pytest.mark.parametrize(
-    "cut",
-    [
-        lambda x: Blocks()(x.detach()),
-        lambda x: Blocks().requires_grad_(False)(x.detach()),
-        lambda x: torch.from_numpy(Blocks()(x).detach().numpy()),
-        lambda x: torch.no_grad()(Blocks())(x),
-        lambda x: (Blocks()(x) > 0.5).float(),
-        lambda x: Blocks()(x).long(),
-    ],
-    ids=["detach", "frozen", "numpy", "no_grad", "compare", "long"],
-)
-def test_a_model_that_cuts_the_gradient(cut):
-    text = "no gradient reaches the mask through forward_func"
-    fails(RuntimeError, text, cut, constant())
 
 
 def test_a_model_that_sees_one_of_two_inputs_gets_a_mask_for_each():
@@ -881,27 +797,6 @@ def test_checkpointing_without_reentering_works():
     assert torch.equal(found.masks, optimize(Blocks(), constant()).masks)
 
 
-@pytest.mark.parametrize(
-    ("output", "text"),
-    [
-        ({"loss": 3.0, "logits": torch.zeros(1, 4)}, r"model\(x\)\['logits'\]"),
-        ((None, torch.zeros(1, 4)), r"model\(x\)\[1\]"),
-    ],
-)
-def test_the_tensor_inside_of_an_output_is_named(output, text):
-    fails(
-        TypeError,
-        rf"^forward_func must return a tensor, .*{text}",
-        lambda x: output,
-        constant(),
-    )
-
-
-def test_complex_scores_are_refused():
-    text = "^forward_func must give real scores, got torch.complex64"
-    fails(TypeError, text, lambda x: 1j * Blocks()(x), constant())
-
-
 # --- compiled models, chance, precision ---
 
 
@@ -988,11 +883,6 @@ def test_a_lack_of_memory_is_not_laid_on_the_gradients():
     method = method_of(lambda x: Full.apply(x).mean((1, 2, 3)))
     with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator: can't allocate"):
         method.optimize(constant())
-
-
-def test_an_unknown_perturbation():
-    with pytest.raises(ValueError, match=r"^perturbation must be 'blur' or 'fade'"):
-        ExtremalPerturbation(Blocks(), perturbation="noise")
 
 
 # --- what comes back ---

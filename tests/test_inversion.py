@@ -654,71 +654,31 @@ def test_a_layer_of_another_model():
 @pytest.mark.parametrize(
     ("activations", "masks", "error", "message"),
     [
-        (
-            torch.ones(1, 4, 3, 3),
-            None,
-            ValueError,
-            r"must be of shape \(N, 4, 12, 16\)",
-        ),
-        (
-            torch.zeros(1, 4, *SIZE),
-            None,
-            ValueError,
-            "must not be 0 everywhere, got 0 i",
-        ),
+        (torch.ones(1, 4, 3, 3), None, ValueError,
+         r"must be of shape \(N, 4, 12, 16\)"),
+        (torch.zeros(1, 4, *SIZE), None, ValueError,
+         "must not be 0 everywhere, got 0 i"),
         (torch.ones(0, 4, *SIZE), None, ValueError, "must hold at least one example"),
-        (
-            torch.ones(1, 4, *SIZE),
-            torch.zeros(1, 4),
-            ValueError,
-            "in row 0 once masked",
-        ),
-        (
-            torch.ones(1, 4, *SIZE),
-            torch.ones(4),
-            ValueError,
-            r"masks must be of shape \(",
-        ),
-        (
-            torch.ones(1, 4, *SIZE),
-            torch.ones(1, 3),
-            ValueError,
-            r"\(1, 4\), one value fo",
-        ),
-        (
-            torch.ones(1, 4, *SIZE),
-            [1, 1, 1, 1],
-            TypeError,
-            "masks must be a floating po",
-        ),
-        (
-            torch.full((1, 4, *SIZE), torch.nan),
-            None,
-            ValueError,
-            "must be finite, got NaN or inf in row 0",
-        ),
-        (
-            torch.ones(2, 4, *SIZE),
-            torch.tensor([[1.0] * 4, [torch.nan] * 4]),
-            ValueError,
-            "got NaN in row 1: no area sufficed for that image",
-        ),
-        (
-            torch.tensor(1.0),
-            None,
-            ValueError,
-            "must be of shape \\(N, ...\\), with values",
-        ),
+        (torch.ones(1, 4, *SIZE), torch.zeros(1, 4), ValueError,
+         "in row 0 once masked"),
+        (torch.ones(1, 4, *SIZE), torch.ones(4), ValueError,
+         r"masks must be of shape \("),
+        (torch.ones(1, 4, *SIZE), torch.ones(1, 3), ValueError,
+         r"\(1, 4\), one value fo"),
+        (torch.ones(1, 4, *SIZE), [1, 1, 1, 1], TypeError,
+         "masks must be a floating po"),
+        (torch.full((1, 4, *SIZE), torch.nan), None, ValueError,
+         "must be finite, got NaN or inf in row 0"),
+        (torch.ones(2, 4, *SIZE), torch.tensor([[1.0] * 4, [torch.nan] * 4]),
+         ValueError, "got NaN in row 1: no area sufficed for that image"),
+        (torch.tensor(1.0), None, ValueError,
+         "must be of shape \\(N, ...\\), with values"),
         (torch.ones(3), None, ValueError, "must be of shape \\(N, ...\\), with values"),
         (torch.tensor(1.0), torch.ones(1, 4), ValueError, "must have channels besides"),
-        (
-            torch.ones(1, 4, *SIZE).int(),
-            None,
-            TypeError,
-            "activations must be a floati",
-        ),
+        (torch.ones(1, 4, *SIZE).int(), None, TypeError,
+         "activations must be a floati"),
     ],
-)
+)  # fmt: skip
 def test_wrong_activations_and_masks(activations, masks, error, message):
     with pytest.raises(error, match=message):
         method().invert(activations, masks, size=SIZE)

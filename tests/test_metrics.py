@@ -300,45 +300,27 @@ MAPS, TRUTH = torch.rand(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool)
         ((MAPS, TRUTH.float()), TypeError, "object_masks must be a bool tensor.*32$"),
         ((MAPS, TRUTH.byte()), TypeError, "object_masks must be a bool tensor.*int8$"),
         ((MAPS, None), TypeError, "object_masks must be a bool tensor.*got NoneType"),
-        (
-            (MAPS, TRUTH.mT),
-            ValueError,
-            r"object_masks must be of shape \(2, 4, 5\) or \(2, 1, 4, 5\), as the "
-            r"attributions are, got \(2, 5, 4\)",
-        ),
+        ((MAPS, TRUTH.mT), ValueError,
+         r"object_masks must be of shape \(2, 4, 5\) or \(2, 1, 4, 5\), as the "
+         r"attributions are, got \(2, 5, 4\)"),
         ((MAPS, TRUTH[:1]), ValueError, r"object_masks must .* got \(1, 4, 5\)"),
         ((MAPS, TRUTH[0]), ValueError, r"object_masks must .* got \(4, 5\)"),
-        (
-            (MAPS, TRUTH[:, None].expand(2, 3, 4, 5)),
-            ValueError,
-            r"object_masks must .* got \(2, 3, 4, 5\)",
-        ),
+        ((MAPS, TRUTH[:, None].expand(2, 3, 4, 5)), ValueError,
+         r"object_masks must .* got \(2, 3, 4, 5\)"),
         ((MAPS.long(), TRUTH), TypeError, "attributions must be a floating point"),
         ((MAPS[0, 0], TRUTH), ValueError, r"attributions must be of shape \(N, C, "),
         (([MAPS], TRUTH), TypeError, "attributions must be a floating point tensor"),
         (((), ()), ValueError, "attributions must hold at least one tensor, got none"),
-        (
-            ((MAPS, MAPS[:1]), (TRUTH, TRUTH[:1])),
-            ValueError,
-            "attributions must agree in their first dimension N, got 2 and 1",
-        ),
-        (
-            ((MAPS, MAPS), (TRUTH,)),
-            ValueError,
-            "object_masks must be a tuple of 2, like attributions, got a tuple of 1",
-        ),
-        (
-            ((MAPS,), TRUTH),
-            ValueError,
-            "object_masks must be a tuple of 1, like attributions, got Tensor",
-        ),
-        (
-            (MAPS, (TRUTH,)),
-            ValueError,
-            "object_masks must be no tuple, like attributions, got a tuple of 1",
-        ),
+        (((MAPS, MAPS[:1]), (TRUTH, TRUTH[:1])), ValueError,
+         "attributions must agree in their first dimension N, got 2 and 1"),
+        (((MAPS, MAPS), (TRUTH,)), ValueError,
+         "object_masks must be a tuple of 2, like attributions, got a tuple of 1"),
+        (((MAPS,), TRUTH), ValueError,
+         "object_masks must be a tuple of 1, like attributions, got Tensor"),
+        ((MAPS, (TRUTH,)), ValueError,
+         "object_masks must be no tuple, like attributions, got a tuple of 1"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments_of_the_pointing_game(arguments, error, text):
     with pytest.raises(error, match=text):
         pointing_game(*arguments)
@@ -1099,64 +1081,32 @@ IMAGES = torch.rand(2, 3, 4, 5)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "text"),
     [
-        (
-            (IMAGES, MAPS),
-            {"forward_func": 3},
-            TypeError,
-            "forward_func must be callable, got 3",
-        ),
+        ((IMAGES, MAPS), {"forward_func": 3}, TypeError,
+         "forward_func must be callable, got 3"),
         ((IMAGES, MAPS), {"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ((IMAGES, MAPS), {"steps": 2.5}, TypeError, "steps must be an int, got 2.5"),
-        (
-            (IMAGES, MAPS),
-            {"perturbations_per_eval": 0},
-            ValueError,
-            "perturbations_per_eval must be at least 1, got 0",
-        ),
+        ((IMAGES, MAPS), {"perturbations_per_eval": 0}, ValueError,
+         "perturbations_per_eval must be at least 1, got 0"),
         (([IMAGES], MAPS), {}, AssertionError, "tuple"),
         ((IMAGES[0, 0], MAPS), {}, ValueError, r"inputs must be of shape \(N, C, "),
-        (
-            (IMAGES, MAPS.mT),
-            {},
-            ValueError,
-            r"attributions must match the inputs \(2, 3, 4, 5\) in all but the number "
-            r"of channels, got \(2, 3, 5, 4\)",
-        ),
-        (
-            (IMAGES, (MAPS,)),
-            {},
-            ValueError,
-            r"attributions must match .* got a tuple of \(2, 3, 4, 5\)",
-        ),
+        ((IMAGES, MAPS.mT), {}, ValueError,
+         r"attributions must match the inputs \(2, 3, 4, 5\) in all but the number "
+         r"of channels, got \(2, 3, 5, 4\)"),
+        ((IMAGES, (MAPS,)), {}, ValueError,
+         r"attributions must match .* got a tuple of \(2, 3, 4, 5\)"),
         ((IMAGES, MAPS, "0"), {}, ValueError, "baselines must be numbers .* got str"),
-        (
-            (IMAGES, MAPS, IMAGES.mT),
-            {},
-            ValueError,
-            r"baselines must be .* \(2, 3, 4, 5\) or \(1, 3, 4, 5\), got a tensor of "
-            r"shape \(2, 3, 5, 4\)",
-        ),
-        (
-            (IMAGES, MAPS, (0, 0)),
-            {},
-            ValueError,
-            "baselines must be no tuple, like inputs, got a tuple of 2",
-        ),
-        (
-            ((IMAGES,), (MAPS,), 0),
-            {},
-            ValueError,
-            "baselines must be a tuple of 1, like inputs, got int",
-        ),
+        ((IMAGES, MAPS, IMAGES.mT), {}, ValueError,
+         r"baselines must be .* \(2, 3, 4, 5\) or \(1, 3, 4, 5\), got a tensor of "
+         r"shape \(2, 3, 5, 4\)"),
+        ((IMAGES, MAPS, (0, 0)), {}, ValueError,
+         "baselines must be no tuple, like inputs, got a tuple of 2"),
+        (((IMAGES,), (MAPS,), 0), {}, ValueError,
+         "baselines must be a tuple of 1, like inputs, got int"),
         ((IMAGES, MAPS), {"target": [0] * 3}, AssertionError, "target"),
-        (
-            (IMAGES, MAPS),
-            {"forward_func": lambda x: x},
-            ValueError,
-            r"forward_func and target must give one score per example: .* \(16,\), got",
-        ),
+        ((IMAGES, MAPS), {"forward_func": lambda x: x}, ValueError,
+         r"forward_func and target must give one score per example: .* \(16,\), got"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments_of_the_aucs(auc, arguments, options, error, text):
     options = {"forward_func": Blocks(), "target": 0, **options}
     with pytest.raises(error, match=text):

@@ -140,58 +140,32 @@ def test_perturbations_can_be_told_copied_and_pickled(perturbation):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (
-            lambda: BlurPerturbation(1),
-            ValueError,
-            "num_levels must be at least 2, got 1",
-        ),
-        (
-            lambda: BlurPerturbation(2.5),
-            TypeError,
-            "num_levels must be an int, got 2.5",
-        ),
+        (lambda: BlurPerturbation(1), ValueError,
+         "num_levels must be at least 2, got 1"),
+        (lambda: BlurPerturbation(2.5), TypeError,
+         "num_levels must be an int, got 2.5"),
         (lambda: BlurPerturbation(2, 0), ValueError, "sigma_max must be positive .* 0"),
         (lambda: BlurPerturbation(2, "1"), TypeError, "sigma_max must be a number"),
         (lambda: BlurPerturbation(2, (0, 0.0)), ValueError, "sigma_max must be posit"),
         (lambda: BlurPerturbation(2, ()), ValueError, "sigma_max must be positive"),
         (lambda: BlurPerturbation(2, (1, -1)), ValueError, "sigma_max must .* got -1"),
-        (
-            lambda: BlurPerturbation(2, (1, 2)).levels(torch.ones(1, 1, 5)),
-            ValueError,
-            "sigma_max must be one number or one for each of 1 spatial sizes, got 2",
-        ),
+        (lambda: BlurPerturbation(2, (1, 2)).levels(torch.ones(1, 1, 5)), ValueError,
+         "sigma_max must be one number or one for each of 1 spatial sizes, got 2"),
         (lambda: BlurPerturbation(border="wrap"), ValueError, "border .* got 'wrap'"),
         (lambda: FadePerturbation("black"), TypeError, "baseline must be .* got str"),
         (lambda: FadePerturbation(None), TypeError, "baseline must be .* got NoneType"),
-        (
-            lambda: FadePerturbation(torch.ones(3)).levels(torch.ones(1, 3, 4, 4)),
-            ValueError,
-            r"broadcast to the inputs \(1, 3, 4, 4\), got shape \(3,\)",
-        ),
-        (
-            lambda: FadePerturbation(torch.ones(2, 3, 4)).levels(torch.ones(1, 3, 4)),
-            ValueError,
-            r"got shape \(2, 3, 4\)",
-        ),
-        (
-            lambda: FadePerturbation(torch.ones(1, 1, 3, 4)).levels(
-                torch.ones(1, 3, 4)
-            ),
-            ValueError,
-            r"got shape \(1, 1, 3, 4\)",
-        ),
-        (
-            lambda: FadePerturbation().levels(torch.ones(3)),
-            ValueError,
-            r"inputs must be .* spatial sizes, .* got \(3,\)",
-        ),
-        (
-            lambda: BlurPerturbation().levels(torch.ones(2, 3, 4).long()),
-            TypeError,
-            "inputs must be a floating point tensor, got torch.int64",
-        ),
+        (lambda: FadePerturbation(torch.ones(3)).levels(torch.ones(1, 3, 4, 4)),
+         ValueError, r"broadcast to the inputs \(1, 3, 4, 4\), got shape \(3,\)"),
+        (lambda: FadePerturbation(torch.ones(2, 3, 4)).levels(torch.ones(1, 3, 4)),
+         ValueError, r"got shape \(2, 3, 4\)"),
+        (lambda: FadePerturbation(torch.ones(1, 1, 3, 4)).levels(torch.ones(1, 3, 4)),
+         ValueError, r"got shape \(1, 1, 3, 4\)"),
+        (lambda: FadePerturbation().levels(torch.ones(3)), ValueError,
+         r"inputs must be .* spatial sizes, .* got \(3,\)"),
+        (lambda: BlurPerturbation().levels(torch.ones(2, 3, 4).long()), TypeError,
+         "inputs must be a floating point tensor, got torch.int64"),
     ],
-)
+)  # fmt: skip
 def test_errors_of_perturbations(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -543,78 +517,28 @@ def test_backward_keeps_one_tensor_of_the_size_of_the_result():
     [
         (torch.ones(1, 2, 3), torch.ones(1, 1), None, ValueError, r"got \(1, 2, 3\)"),
         (torch.ones(1, 1, 3, 4), torch.ones(1, 1, 4), None, ValueError, "L >= 2, got"),
-        (
-            torch.ones(1, 2, 3, 4, 5),
-            torch.ones(1, 3, 4, 5),
-            None,
-            ValueError,
-            r"mask must be of shape \(K, 1, 4, 5\) to fit levels .*got \(1, 3, 4, 5\)",
-        ),
-        (
-            torch.ones(1, 2, 3, 4),
-            torch.ones(1, 1, 5),
-            None,
-            ValueError,
-            r"mask must be of shape \(K, 1, 4\)",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(3, 1, 4),
-            None,
-            ValueError,
-            "whole multiple .* got 3 masks for 2 images",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(3, 1, 4),
-            torch.tensor([0, 1]),
-            ValueError,
-            r"rows must be of shape \(3,\), one for each mask, got \(2,\)",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(2, 1, 4),
-            torch.tensor([0, 2]),
-            ValueError,
-            r"rows must lie in \[0, 2\), got \[0, 2\]",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(2, 1, 4),
-            torch.tensor([-1, 0]),
-            ValueError,
-            r"rows must lie in \[0, 2\), got \[-1, 0\]",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(2, 1, 4),
-            torch.tensor([0.0, 1.0]),
-            TypeError,
-            "rows must be a tensor of integers, got torch.float32",
-        ),
-        (
-            torch.ones(2, 2, 3, 4),
-            torch.ones(2, 1, 4),
-            [0, 1],
-            TypeError,
-            "rows must be a tensor of integers, got list",
-        ),
-        (
-            torch.ones(1, 2, 3, 4),
-            torch.ones(1, 1, 4).bool(),
-            None,
-            TypeError,
-            "mask must be a floating point tensor, got torch.bool",
-        ),
-        (
-            torch.ones(1, 2, 3, 4).int(),
-            torch.ones(1, 1, 4),
-            None,
-            TypeError,
-            "levels must be a floating point tensor, got torch.int32",
-        ),
+        (torch.ones(1, 2, 3, 4, 5), torch.ones(1, 3, 4, 5), None, ValueError,
+         r"mask must be of shape \(K, 1, 4, 5\) to fit levels .*got \(1, 3, 4, 5\)"),
+        (torch.ones(1, 2, 3, 4), torch.ones(1, 1, 5), None, ValueError,
+         r"mask must be of shape \(K, 1, 4\)"),
+        (torch.ones(2, 2, 3, 4), torch.ones(3, 1, 4), None, ValueError,
+         "whole multiple .* got 3 masks for 2 images"),
+        (torch.ones(2, 2, 3, 4), torch.ones(3, 1, 4), torch.tensor([0, 1]), ValueError,
+         r"rows must be of shape \(3,\), one for each mask, got \(2,\)"),
+        (torch.ones(2, 2, 3, 4), torch.ones(2, 1, 4), torch.tensor([0, 2]), ValueError,
+         r"rows must lie in \[0, 2\), got \[0, 2\]"),
+        (torch.ones(2, 2, 3, 4), torch.ones(2, 1, 4), torch.tensor([-1, 0]), ValueError,
+         r"rows must lie in \[0, 2\), got \[-1, 0\]"),
+        (torch.ones(2, 2, 3, 4), torch.ones(2, 1, 4), torch.tensor([0.0, 1.0]),
+         TypeError, "rows must be a tensor of integers, got torch.float32"),
+        (torch.ones(2, 2, 3, 4), torch.ones(2, 1, 4), [0, 1], TypeError,
+         "rows must be a tensor of integers, got list"),
+        (torch.ones(1, 2, 3, 4), torch.ones(1, 1, 4).bool(), None, TypeError,
+         "mask must be a floating point tensor, got torch.bool"),
+        (torch.ones(1, 2, 3, 4).int(), torch.ones(1, 1, 4), None, TypeError,
+         "levels must be a floating point tensor, got torch.int32"),
     ],
-)
+)  # fmt: skip
 def test_errors_of_apply_mask(levels, mask, rows, error, message):
     with pytest.raises(error, match=message):
         apply_mask(levels, mask, rows)

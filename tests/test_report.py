@@ -419,40 +419,23 @@ def test_a_result_of_a_run():
     [
         ({"index": 1}, r"index must lie in 0\.\.0, got 1"),
         ({"index": -1}, r"index must lie in 0\.\.0, got -1"),
-        (
-            {"images": torch.rand(3, 16, 16)},
-            r"images must be of shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)",
-        ),
+        ({"images": torch.rand(3, 16, 16)},
+         r"images must be of shape \(1, 1 or 3, 16, 16\), .*got \(3, 16, 16\)"),
         ({"images": torch.rand(1, 3, 8, 16)}, r"images must be of shape .*8, 16\)"),
         ({"images": torch.rand(2, 3, 16, 16)}, r"images must be of shape .*\(2, 3"),
         ({"images": torch.rand(1, 2, 16, 16)}, r"images must be of shape .*\(1, 2"),
-        (
-            {"images": 2 * torch.ones(1, 3, 16, 16)},
-            r"images must lie in \[0, 1\] unless mean and std are given, got 2\.\.2",
-        ),
-        (
-            {"images": torch.full((1, 3, 16, 16), torch.nan)},
-            r"images must lie in \[0, 1\]",
-        ),
-        (
-            {"images": torch.rand(1, 3, 16, 16), "mean": [0.5]},
-            "mean and std must be given together, got no std",
-        ),
-        (
-            {"images": torch.rand(1, 3, 16, 16), "mean": [0.5] * 3, "std": [1.0] * 2},
-            "std must hold one value, or one for each of 3 channels, got 2",
-        ),
-        (
-            {"others": {"IG": torch.rand(1, 1, 16, 16)}},
-            "others must come with images to be shown on, got none",
-        ),
-        (
-            {
-                "images": torch.rand(1, 3, 16, 16),
-                "others": {"IG": torch.rand(16, 16)},
-            },
-            r"others\['IG'\] must be of shape \(1, C, H, W\), got \(16, 16\)",
-        ),
+        ({"images": 2 * torch.ones(1, 3, 16, 16)},
+         r"images must lie in \[0, 1\] unless mean and std are given, got 2\.\.2"),
+        ({"images": torch.full((1, 3, 16, 16), torch.nan)},
+         r"images must lie in \[0, 1\]"),
+        ({"images": torch.rand(1, 3, 16, 16), "mean": [0.5]},
+         "mean and std must be given together, got no std"),
+        ({"images": torch.rand(1, 3, 16, 16), "mean": [0.5] * 3, "std": [1.0] * 2},
+         "std must hold one value, or one for each of 3 channels, got 2"),
+        ({"others": {"IG": torch.rand(1, 1, 16, 16)}},
+         "others must come with images to be shown on, got none"),
+        ({"images": torch.rand(1, 3, 16, 16), "others": {"IG": torch.rand(16, 16)}},
+         r"others\['IG'\] must be of shape \(1, C, H, W\), got \(16, 16\)"),
         (
             {
                 "images": torch.rand(1, 3, 16, 16),
@@ -461,7 +444,7 @@ def test_a_result_of_a_run():
             r"others\['IG'\] must be finite, got NaN or infinity",
         ),
     ],
-)
+)  # fmt: skip
 def test_wrong_arguments(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_result().to_html(tmp_path / "page.html", **options)

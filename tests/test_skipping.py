@@ -53,80 +53,104 @@ def same(one, other):
         torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
-def everywhere(monkeypatch):
-    """From now on nothing is passed over."""
-    monkeypatch.setattr(skipping, "_is_plain", lambda module: False)
+class Model(nn.Module):
+    """Some parts, and how they are run."""
+
+    def __init__(self, run, *parts):
+        super().__init__()
+        self.run, self.parts = run, nn.ModuleList(parts)
+
+    def forward(self, x):
+        return self.run(x, *self.parts)
 
 
-@pytest.mark.parametrize("at_input", [False, True])
-def test_the_front_of_a_chain_runs_twice_and_the_result_is_the_same(
-    monkeypatch, at_input
-):
+def total(x):
+    return x.sum((1, 2, 3))[:, None]
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
+
+
+# Each a model, a layer of it, the parts that are passed over: they run once to read the
+# layer and once to compare; and how often the others run at least.
+
+
+def alone():
     model = chain()
-    found = optimize(model, model[1][1], at_input)
-    # To read the layer, and to compare.
-    assert [model[0][0].calls, model[1][0].calls] == [2, 2]
-    everywhere(monkeypatch)
-    expected = optimize(model, model[1][1], at_input)
-    assert model[0][0].calls > 5
+    return model, model[1][1], [model[0][0], model[1][0]], {}
+
+
+def inside():
+    """The chain's own input is seen by others."""
+    stem, body = Counting(), chain()
+    model = Model(lambda x, stem, body: body(y := stem(x)) + total(y) / 36, stem, body)
+    return model, body[1][1], [body[0][0]], {stem: 5}
+
+
+def in_place():
+    """The front changes its input."""
+    body = nn.ReLU(inplace=True), Counting(), nn.Conv2d(1, 6, 3), nn.Tanh()
+    parts = nn.Sequential(*body), linear()
+    model = Model(lambda x, body, end: end(body(y := 1 * x)) + total(y), *parts)
+    return model, parts[0][3], [], {parts[0][1]: 5}
+
+
+def called_twice():
+    body = chain()
+    model = Model(lambda x, body: body(x) + total(body[0](x)), body)
+    return model, body[1][1], [], {body[0][0]: 10}
+
+
+def only_a_list():
+    def run(x, body, end):
+        seen = []
+        for part in body:
+            x = part(x)
+            seen.append(x.mean((1, 2, 3)))
+        return end(x) + sum(seen)[:, None]
+
+    body = nn.Sequential(nn.Conv2d(1, 6, 3), Counting(), nn.Tanh())
+    return Model(run, body, linear()), body[1], [], {body[1]: 5}
+
+
+def own_forward():
+    """The inner chain of the second container alone may be passed over."""
+
+    class Skip(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + x.flatten(1).mean(1, keepdim=True)
+
+    model = nn.Sequential(Skip(*chain()))
+    inner = model[0]
+    return model, inner[1][1], [inner[1][0]], {inner[0][0]: 5}
+
+
+def shared():
+    counting, twice = Counting(), nn.Tanh()
+    model = nn.Sequential(
+        counting, nn.Conv2d(1, 6, 3), twice, nn.Conv2d(6, 6, 3), twice,
+        nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+    return model, model[3], [], {counting: 5}
+
+
+@pytest.mark.parametrize(
+    "build", [alone, inside, in_place, called_twice, only_a_list, own_forward, shared]
+)
+@pytest.mark.parametrize("at_input", [False, True])
+def test_what_nothing_else_sees_is_passed_over_with_the_same_result(
+    monkeypatch, build, at_input
+):
+    model, layer, passed, others = build()
+    found = optimize(model, layer, at_input)
+    assert [part.calls for part in passed] == [2] * len(passed)
+    assert all(part.calls > least for part, least in others.items())
+    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
+    monkeypatch.setattr(skipping, "_is_plain", lambda module: False)
+    expected = optimize(model, layer, at_input)
+    assert all(part.calls > 8 for part in passed)
     same(found, expected)
-
-
-def test_part_of_a_chain_inside_another_model(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.body = Counting(), chain()
-
-        def forward(self, x):
-            before = self.stem(x)
-            # The chain's own input is seen by others.
-            return self.body(before) + before.mean((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1][1])
-    assert model.body[0][0].calls == 2  # to read the layer, and to compare
-    assert model.stem.calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1][1]))
-
-
-def test_a_front_that_changes_its_input_in_place_is_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.ReLU(inplace=True), Counting(), nn.Conv2d(1, 6, 3), nn.Tanh()
-            )
-            self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-
-        def forward(self, x):
-            x = 1 * x
-            return self.end(self.body(x)) + x.sum((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[2])
-    assert model.body[1].calls > 5
-    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[2]))
-
-
-def test_children_that_others_call_too_are_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = chain()
-
-        def forward(self, x):
-            return self.body(x) + self.body[0](x).sum((1, 2, 3))[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1][1])
-    assert model.body[0][0].calls > 10
-    torch.testing.assert_close(found.input_score, model(inputs_of())[:, 1])
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1][1]))
 
 
 def test_a_second_call_counts_where_the_outputs_hide_it():
@@ -146,52 +170,6 @@ def test_a_second_call_counts_where_the_outputs_hide_it():
     found = method.evaluate(inputs, torch.ones(1, 1, 6), 1)
     torch.testing.assert_close(found, model(inputs)[:, None, 1])
     assert found != 0
-
-
-def test_a_container_that_is_only_a_list_is_not_passed_over(monkeypatch):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(1, 6, 3), Counting(), nn.Tanh())
-            self.end = nn.Sequential(nn.Flatten(), nn.Linear(96, 3))
-
-        def forward(self, x):
-            seen = []
-            for part in self.body:
-                x = part(x)
-                seen.append(x.mean((1, 2, 3)))
-            return self.end(x) + sum(seen)[:, None]
-
-    model = Model()
-    found = optimize(model, model.body[1])
-    assert model.body[1].calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model.body[1]))
-
-
-def test_a_container_with_a_forward_of_its_own_is_not_passed_over():
-    class Skip(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x) + x.flatten(1).mean(1, keepdim=True)
-
-    model = nn.Sequential(Skip(*chain()))
-    optimize(model, model[0][1][1])
-    # The inner chain of the second container alone.
-    assert model[0][0][0].calls > 5
-    assert model[0][1][0].calls == 2  # to read the layer, and to compare
-
-
-def test_shared_modules_are_not_passed_over(monkeypatch):
-    shared = nn.Tanh()
-    counting = Counting()
-    model = nn.Sequential(
-        counting, nn.Conv2d(1, 6, 3), shared, nn.Conv2d(6, 6, 3), shared,
-        nn.Flatten(), nn.Linear(24, 3),
-    )  # fmt: skip
-    found = optimize(model, model[3])
-    assert counting.calls > 5
-    everywhere(monkeypatch)
-    same(found, optimize(model, model[3]))
 
 
 @pytest.mark.parametrize(

@@ -138,17 +138,6 @@ def test_a_layer_without_places_has_only_the_curve():
     assert [axes.get_title() for axes in figure.axes if axes.images] == ["input"]
 
 
-def test_channels_that_cannot_be_drawn():
-    image, result = torch.rand(3, 2, 4), channel_result()
-    with pytest.raises(ValueError, match=r"index must lie in 0\.\.0, got 1"):
-        plot_channels(image, result, 1)
-    with pytest.raises(ValueError, match="image must be of shape"):
-        plot_channels(torch.rand(2, 4), result)
-    several = channel_result(masks=(result.masks,) * 2)
-    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
-        plot_channels(image, several)
-
-
 # --- helpers ---
 
 
@@ -385,40 +374,6 @@ def test_tensors_with_gradients_and_other_types_are_drawn():
     torch.testing.assert_close(pixels(pictures[0, 0]), expected)
 
 
-# --- errors ---
-
-
-@pytest.mark.parametrize("shape", [(2, HEIGHT, WIDTH), (HEIGHT, WIDTH), (1, 3, 6, 8)])
-def test_an_image_of_another_kind(shape):
-    with pytest.raises(ValueError, match=r"image must be of shape \(1 or 3, H, W\)"):
-        plot_result(torch.rand(shape), make_result())
-
-
-def test_an_image_of_another_size():
-    message = r"image must have the size of the masks, \(6, 8\), got \(8, 6\)"
-    with pytest.raises(ValueError, match=message):
-        plot_result(torch.rand(3, WIDTH, HEIGHT), make_result())
-
-
-def test_masks_with_another_number_of_axes():
-    result = make_result(masks=torch.rand(2, 3, 1, 8))
-    with pytest.raises(ValueError, match=r"size of the masks, \(8,\), got \(6, 8\)"):
-        plot_result(torch.rand(3, HEIGHT, WIDTH), result)
-
-
-@pytest.mark.parametrize("index", [-1, 2])
-def test_an_index_out_of_range(index):
-    with pytest.raises(ValueError, match=rf"index must lie in 0..1, got {index}"):
-        plot_result(torch.rand(3, HEIGHT, WIDTH), make_result(), index)
-
-
-def test_a_tuple_of_masks():
-    result = make_result()
-    result = make_result(masks=(result.masks, result.masks))
-    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
-        plot_result(torch.rand(3, HEIGHT, WIDTH), result)
-
-
 # --- channels ---
 
 
@@ -439,31 +394,6 @@ def test_overlay_does_not_depend_on_the_scale():
     once, twice = (overlay_saliency(image, k * saliency) for k in (1, 2))
     torch.testing.assert_close(once, twice)
     assert torch.equal(overlay_saliency(image, -saliency), image)
-
-
-@pytest.mark.parametrize(
-    ("image", "saliency", "message"),
-    [
-        ((3, 4, 4), torch.full((1, 4, 4), torch.nan), "saliency must be finite"),
-        ((3, 4, 4), torch.full((1, 4, 4), torch.inf), "saliency must be finite"),
-        (
-            (3, 4, 4),
-            torch.ones(4, 4),
-            r"saliency must be of .* \(1, 4, 4\), got \(4",
-        ),
-        ((3, 4, 4), torch.ones(1, 2, 4), r"saliency must be of .* \(1, 4, 4\), got"),
-        ((3, 4, 4), torch.ones(3, 4, 4), r"saliency must be of .* \(1, 4, 4\), got"),
-        (
-            (2, 4, 4),
-            torch.ones(1, 4, 4),
-            r"image must be of .* \(1 or 3, H, W\), no",
-        ),
-        ((4, 4), torch.ones(1, 4, 4), r"image must be of .* \(1 or 3, H, W\), none"),
-    ],
-)
-def test_overlay_of_what_does_not_fit(image, saliency, message):
-    with pytest.raises(ValueError, match=message):
-        overlay_saliency(torch.rand(image), saliency)
 
 
 def comparison():
@@ -507,49 +437,6 @@ def test_channels_show_their_inversion_and_examples():
     figure.canvas.draw()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"images": torch.rand(2, 2, 6, 8)},
-            r"images must be of shape \(N, 1 or 3, H, W",
-        ),
-        (
-            {"masked": torch.rand(2, 3, 6, 7)},
-            r"masked must be of shape \(",
-        ),
-        (
-            {"original": torch.rand(1, 3, 6, 8)},
-            "original must be of shape .*, as images are",
-        ),
-        (
-            {"saliency": torch.rand(2, 3, 6, 8)},
-            r"saliency must be of shape \(2, 1, 6, 8",
-        ),
-        ({"captions": ["a"]}, "captions must be one for each of 2 images, got 1"),
-    ],
-)
-def test_a_comparison_that_does_not_fit(changes, message):
-    with pytest.raises(ValueError, match=message):
-        plot_comparison(**comparison() | changes)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"examples": []}, "examples must be given for each of 1 channels, got 0"),
-        ({"examples": [torch.rand(3, 8, 8)]}, r"examples must be of shape \(N, 1 or 3"),
-        ({"captions": []}, "captions must be one for each of 1 images, got 0"),
-        ({"example_captions": [["a"]]}, "example_captions must be one for each of 2"),
-        ({"example_captions": []}, "example_captions must be given for each of 1"),
-    ],
-)
-def test_channels_that_do_not_fit(options, message):
-    options = {"examples": [torch.rand(2, 3, 8, 8)]} | options
-    with pytest.raises(ValueError, match=message):
-        plot_class_channels(torch.rand(1, 3, 8, 8), **options)
-
-
 # --- methods side by side (Fig. 2) ---
 
 
@@ -569,11 +456,6 @@ def test_a_signed_overlay_is_red_above_0_and_blue_below(image):
     expected[:, 2, 2] = blue
     torch.testing.assert_close(shown, expected)
     assert torch.equal(overlay_signed(image, 0 * saliency), pale)
-
-
-def test_a_signed_overlay_of_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"saliency must be of .* \(1, 4, 4\), got"):
-        overlay_signed(torch.rand(3, 4, 4), torch.rand(1, 4, 5))
 
 
 def test_methods_stand_in_columns_and_images_in_rows(image):
@@ -679,49 +561,6 @@ def test_long_names_and_captions_are_wrapped():
     assert figure.get_figheight() > short.get_figheight()
 
 
-METHODS_ERRORS = [
-    ({"images": torch.rand(3, 8, 8)}, ValueError, "images must be of shape"),
-    ({"attributions": {}}, ValueError, "attributions must hold at least one method"),
-    ({"attributions": torch.rand(1, 1, 8, 8)}, TypeError, "attributions must be a dic"),
-    (
-        {"attributions": {"a": torch.rand(2, 1, 8, 8)}},
-        ValueError,
-        r"attributions\['a'\] must be of shape \(1, C, H, W\), got \(2, 1, 8, 8\)",
-    ),
-    (
-        {"attributions": {"a": torch.full((1, 1, 8, 8), torch.nan)}},
-        ValueError,
-        r"attributions\['a'\] must be finite, got NaN or infinity",
-    ),
-    ({"masks": torch.rand(1, 1, 8, 8)}, TypeError, "masks must be a dict of masks by"),
-    (
-        {"masks": {"a": torch.rand(1, 1, 4, 4)}},
-        ValueError,
-        r"masks\['a'\] must be of shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)",
-    ),
-    (
-        {"masks": {"a": make_result()}},
-        ValueError,
-        "images must be those of the result, 2, got 1",
-    ),
-    ({"captions": []}, ValueError, "captions must be one for each of 1 images, got 0"),
-    (
-        {"outlier_perc": 100},
-        ValueError,
-        r"outlier_perc must lie in \[0, 100\), got 100",
-    ),
-    ({"outlier_perc": -1}, ValueError, r"outlier_perc must lie in \[0, 100\), got -1"),
-]
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), METHODS_ERRORS)
-def test_methods_that_cannot_be_drawn(changes, error, message):
-    images = torch.rand(1, 3, 8, 8)
-    arguments = {"images": images, "attributions": {"a": images}} | changes
-    with pytest.raises(error, match=message):
-        plot_methods(**arguments)
-
-
 # --- area growth (Fig. 5) ---
 
 
@@ -805,61 +644,7 @@ def test_bars_lie_between_their_picture_and_its_number(size):
         assert bar.bbox.y0 > axes.xaxis.label.get_window_extent().y1
 
 
-@pytest.mark.parametrize(
-    ("images", "captions", "message"),
-    [
-        ((1, 3, HEIGHT, WIDTH), None, "images must be those of the result, 2, got 1"),
-        ((2, 3, HEIGHT, 3), None, "image must have the size of the masks"),
-        ((2, 2, HEIGHT, WIDTH), None, r"images must be of shape \(N, 1 or 3, H, W\)"),
-        ((2, 3, HEIGHT, WIDTH), ["a"], "captions must be one for each of 2 images"),
-    ],
-)
-def test_area_growth_of_what_does_not_fit(images, captions, message):
-    with pytest.raises(ValueError, match=message):
-        plot_area_growth(torch.rand(images), make_result(), captions=captions)
-
-
-def test_area_growth_of_a_tuple_of_masks():
-    result = make_result()
-    result = dataclasses.replace(result, masks=(result.masks,))
-    with pytest.raises(TypeError, match="result must hold one tensor of masks"):
-        plot_area_growth(torch.rand(2, 3, HEIGHT, WIDTH), result)
-
-
 # --- what is not ready for display ---
-
-
-@pytest.mark.parametrize(
-    ("image", "error", "message"),
-    [
-        (torch.full((3, 8, 8), -2.0), ValueError, r"must lie in \[0, 1\] .*got -2"),
-        (torch.full((3, 8, 8), torch.nan), ValueError, r"must lie in \[0, 1\]"),
-        (
-            torch.zeros(3, 8, 8, dtype=torch.uint8),
-            TypeError,
-            r"must be .*got torch.uint8",
-        ),
-    ],
-)
-def test_a_picture_that_is_not_in_0_to_1_is_refused(image, error, message):
-    result = ExtremalResult(
-        torch.rand(1, 1, 1, 8, 8), (0.5,), *torch.zeros(2, 1, 1), *torch.zeros(2, 1)
-    )
-    with pytest.raises(error, match="image " + message):
-        plot_result(image, result)
-    with pytest.raises(error, match="images " + message):
-        plot_methods(image[None], {"ig": torch.rand(1, 3, 8, 8)})
-    with pytest.raises(error, match="images " + message):
-        plot_area_growth(image[None], result)
-
-
-def test_a_mask_outside_0_to_1_is_refused():
-    with pytest.raises(ValueError, match=r"masks\['half'\] must lie in \[0, 1\]"):
-        plot_methods(
-            torch.rand(1, 3, 8, 8),
-            {},
-            masks={"half": torch.full((1, 1, 8, 8), torch.nan)},
-        )
 
 
 def test_maps_of_any_size_are_drawn_alike():
@@ -901,3 +686,131 @@ def test_each_column_of_plot_class_channels_has_its_name():
     figure = plot_class_channels(images, [images[:1], torch.rand(3, 3, 8, 8)])
     names = [axes.get_title() for axes in figure.axes]
     assert names == ["inversion", "example 1", "", "", "", "", "example 2", "example 3"]
+
+
+# --- what cannot be drawn ---
+
+
+def result_of(images, **options):
+    return lambda: plot_result(images, make_result(**options))
+
+
+def compare(**changes):
+    return lambda: plot_comparison(**comparison() | changes)
+
+
+def class_channels(**options):
+    examples = {"examples": [torch.rand(2, 3, 8, 8)]}
+    return lambda: plot_class_channels(torch.rand(1, 3, 8, 8), **examples | options)
+
+
+def methods(**changes):
+    images = torch.rand(1, 3, 8, 8)
+    arguments = {"images": images, "attributions": {"a": images}}
+    return lambda: plot_methods(**arguments | changes)
+
+
+def growth(images, captions=None, result=None):
+    result = result or make_result()
+    return lambda: plot_area_growth(images, result, captions=captions)
+
+
+def channels_of(image, *index, **changes):
+    return lambda: plot_channels(image, channel_result(**changes), *index)
+
+
+def overlay(image, saliency, function=overlay_saliency):
+    return lambda: function(torch.rand(image), saliency)
+
+
+RGB, BATCH = torch.rand(3, HEIGHT, WIDTH), torch.rand(2, 3, HEIGHT, WIDTH)
+BLANK = torch.ones(1, 4, 4)
+IN_A_TUPLE = {"masks": (make_result().masks,) * 2}
+SINGLE = ExtremalResult(
+    torch.rand(1, 1, 1, 8, 8), (0.5,), *torch.zeros(2, 1, 1), *torch.zeros(2, 1)
+)
+NO_TUPLE = "result must hold one tensor of masks"
+PICTURE = r"image must be of shape \(1 or 3, H, W\)"
+PICTURES = r"images must be of shape \(N, 1 or 3, H, W\)"
+SALIENCY = r"saliency must be of .* \(1, 4, 4\), got"
+UNFIT = {
+    torch.full((3, 8, 8), -2.0): r"must lie in \[0, 1\] .*got -2",
+    torch.full((3, 8, 8), torch.nan): r"must lie in \[0, 1\]",
+    torch.zeros(3, 8, 8, dtype=torch.uint8): r"must be .*got torch.uint8",
+}
+REFUSED = [
+    (result_of(torch.rand(2, HEIGHT, WIDTH)), PICTURE),
+    (result_of(torch.rand(HEIGHT, WIDTH)), PICTURE),
+    (result_of(torch.rand(1, 3, 6, 8)), PICTURE),
+    (result_of(RGB.mT),
+     r"image must have the size of the masks, \(6, 8\), got \(8, 6\)"),
+    (result_of(RGB, masks=torch.rand(2, 3, 1, 8)),
+     r"size of the masks, \(8,\), got \(6, 8\)"),
+    (lambda: plot_result(RGB, make_result(), -1), "index must lie in 0..1, got -1"),
+    (lambda: plot_result(RGB, make_result(), 2), "index must lie in 0..1, got 2"),
+    (result_of(RGB, **IN_A_TUPLE), NO_TUPLE),
+    (channels_of(torch.rand(3, 2, 4), 1), r"index must lie in 0\.\.0, got 1"),
+    (channels_of(torch.rand(2, 4)), "image must be of shape"),
+    (channels_of(torch.rand(3, 2, 4), masks=(channel_result().masks,) * 2), NO_TUPLE),
+    (overlay((3, 4, 4), torch.nan * BLANK), "saliency must be finite"),
+    (overlay((3, 4, 4), torch.inf * BLANK), "saliency must be finite"),
+    (overlay((3, 4, 4), BLANK[0]), rf"{SALIENCY} \(4"),
+    (overlay((3, 4, 4), BLANK[:, :2]), SALIENCY),
+    (overlay((3, 4, 4), BLANK.expand(3, 4, 4)), SALIENCY),
+    (overlay((2, 4, 4), BLANK), r"image must be of .* \(1 or 3, H, W\), no"),
+    (overlay((4, 4), BLANK), r"image must be of .* \(1 or 3, H, W\), none"),
+    (overlay((3, 4, 4), torch.rand(1, 4, 5), overlay_signed), SALIENCY),
+    (compare(images=torch.rand(2, 2, 6, 8)), PICTURES),
+    (compare(masked=torch.rand(2, 3, 6, 7)), r"masked must be of shape \("),
+    (compare(original=torch.rand(1, 3, 6, 8)),
+     "original must be of shape .*, as images are"),
+    (compare(saliency=BATCH), r"saliency must be of shape \(2, 1, 6, 8"),
+    (compare(captions=["a"]), "captions must be one for each of 2 images, got 1"),
+    (class_channels(examples=[]),
+     "examples must be given for each of 1 channels, got 0"),
+    (class_channels(examples=[torch.rand(3, 8, 8)]),
+     r"examples must be of shape \(N, 1 or 3"),
+    (class_channels(captions=[]), "captions must be one for each of 1 images, got 0"),
+    (class_channels(example_captions=[["a"]]),
+     "example_captions must be one for each of 2"),
+    (class_channels(example_captions=[]),
+     "example_captions must be given for each of 1"),
+    (methods(images=torch.rand(3, 8, 8)), "images must be of shape"),
+    (methods(attributions={}), "attributions must hold at least one method"),
+    (methods(attributions=torch.rand(1, 1, 8, 8)), "attributions must be a dic"),
+    (methods(attributions={"a": torch.rand(2, 1, 8, 8)}),
+     r"attributions\['a'\] must be of shape \(1, C, H, W\), got \(2, 1, 8, 8\)"),
+    (methods(attributions={"a": torch.full((1, 1, 8, 8), torch.nan)}),
+     r"attributions\['a'\] must be finite, got NaN or infinity"),
+    (methods(masks=torch.rand(1, 1, 8, 8)), "masks must be a dict of masks by"),
+    (methods(masks={"a": torch.rand(1, 1, 4, 4)}),
+     r"masks\['a'\] must be of shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)"),
+    (methods(masks={"a": make_result()}),
+     "images must be those of the result, 2, got 1"),
+    (methods(masks={"half": torch.full((1, 1, 8, 8), torch.nan)}, attributions={}),
+     r"masks\['half'\] must lie in \[0, 1\]"),
+    (methods(captions=[]), "captions must be one for each of 1 images, got 0"),
+    (methods(outlier_perc=100), r"outlier_perc must lie in \[0, 100\), got 100"),
+    (methods(outlier_perc=-1), r"outlier_perc must lie in \[0, 100\), got -1"),
+    (growth(BATCH[:1]), "images must be those of the result, 2, got 1"),
+    (growth(BATCH[..., :3]), "image must have the size of the masks"),
+    (growth(BATCH[:, :2]), PICTURES),
+    (growth(BATCH, ["a"]), "captions must be one for each of 2 images"),
+    (growth(BATCH, result=make_result(**IN_A_TUPLE)), NO_TUPLE),
+    *[
+        case
+        for image, text in UNFIT.items()
+        for case in (
+            (lambda image=image: plot_result(image, SINGLE), f"image {text}"),
+            (methods(images=image[None]), f"images {text}"),
+            (growth(image[None], result=SINGLE), f"images {text}"),
+        )
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("draw", "message"), REFUSED)
+def test_what_cannot_be_drawn_is_named(draw, message):
+    is_type = any(it in message for it in (NO_TUPLE, "be a dic", "uint8"))
+    with pytest.raises(TypeError if is_type else ValueError, match=message):
+        draw()

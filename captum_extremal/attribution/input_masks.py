@@ -169,7 +169,8 @@ class InputMasks(MaskAttribution):
         if given:
             checks.check_floating("masks", given[0])
         # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * (given[0].shape[1] if given and given[0].dim() > 1 else 1)
+        count = given[0].shape[1] if given and given[0].dim() > 1 else 1
+        areas = (1.0,) * max(1, count)
         with self._laid(inputs, areas, asked, site_of, counts) as laid:
             problem, site, watch = laid
             return rewards_of(problem, site.read(given), watch)

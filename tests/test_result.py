@@ -160,10 +160,7 @@ def test_it_cannot_be_changed():
 
 
 def test_results_do_not_share_their_empty_dictionaries():
-    one, other = (
-        result_of(SCORES, AREAS, [1.0] * 4),
-        result_of(SCORES, AREAS, [1.0] * 4),
-    )
+    one, other = (result_of(SCORES, AREAS, [1.0] * 4) for _ in range(2))
     assert one.history == {}
     assert one.history is not other.history
     assert one.settings is not other.settings

@@ -107,7 +107,8 @@ def rejudge(
             seed=seed,
             **options,
         )
-        rivals[name] = method.evaluate(inputs, found.masks, *call, **options)
+        masks = _like(found.masks, result.masks)
+        rivals[name] = method.evaluate(inputs, masks, *call, **options)
     if random_masks:
         generator = torch.Generator().manual_seed(seed % 2**63)
         groups = None
@@ -117,13 +118,23 @@ def rejudge(
         for start in range(0, random_masks, _TOGETHER):
             number = min(_TOGETHER, random_masks - start)
             if groups is None:
-                masks = _random(result, number, generator)
+                masks = _like(_random(result, number, generator), result.masks)
             else:
                 masks = _random_groups(result, groups, number, generator)
             drawn = method.evaluate(inputs, masks, *call, **options)
             best.append(drawn.unflatten(1, (number, -1)).amax(dim=1))
         rivals["random"] = torch.stack(best).amax(dim=0)
     return Extremality(rewards, rivals)
+
+
+def _like(
+    masks: Tensor | tuple[Tensor, ...], judged: Tensor | tuple[Tensor, ...]
+) -> Tensor | tuple[Tensor, ...]:
+    """Zeros and ones, where those are that are judged: more than a count would win."""
+    if any(((mask > 0) & (mask < 1)).any() for mask in _tuple(judged)):
+        return masks
+    hard = tuple((mask >= 0.5).to(mask.dtype) for mask in _tuple(masks))
+    return hard if isinstance(masks, tuple) else hard[0]
 
 
 def _random(

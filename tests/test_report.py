@@ -471,9 +471,7 @@ def test_a_result_without_pictures_takes_no_images():
     result = ExtremalResult(
         torch.rand(1, 1, 1, 100), (0.5,), *torch.zeros(2, 1, 1), *torch.zeros(2, 1)
     )
-    with pytest.raises(
-        ValueError, match="images must be None for masks with 1 spatial"
-    ):
+    with pytest.raises(ValueError, match="images must be None for masks"):
         result.to_html(images=torch.rand(1, 1, 100))
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from captum.attr import FeatureAblation
+from captum.attr import FeatureAblation, NoiseTunnel
 from torch import nn
 
 from captum_extremal import (
@@ -12,6 +12,7 @@ from captum_extremal import (
     ExtremalPerturbation,
     ExtremalResult,
     FadePerturbation,
+    GradientSolver,
     LayerExtremalPerturbation,
     LevelSetSolver,
     SearchSolver,
@@ -183,60 +184,31 @@ def test_rivals_of_features():
     assert (verdict.rivals["random"] < result.scores).any()
 
 
+ROW, COLUMNS = torch.ones(1, 6), torch.arange(6)
+OWN = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]])
+
+
 @pytest.mark.parametrize(
     ("x", "arguments", "error", "message"),
     [
-        (torch.ones(1, 6), {}, ValueError, r"inputs must be of shape \(N, C, \*S\)"),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": torch.arange(6.0)},
-            TypeError,
-            "feature_mask must be a tensor of integers, got torch.float32",
-        ),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": torch.arange(6) > 2},
-            TypeError,
-            "feature_mask must be a tensor of integers, got torch.bool",
-        ),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": torch.arange(5)},
-            ValueError,
-            r"feature_mask must broadcast to inputs \(1, 6\), got \(5,\)",
-        ),
-        (
-            torch.ones(2, 6),
-            {"feature_mask": torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]])},
-            ValueError,
-            "the same number of features for each example, got 2 and 3",
-        ),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": (torch.arange(6), torch.arange(6))},
-            ValueError,
-            "feature_mask must hold as many tensors as inputs, 1, got 2",
-        ),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": torch.arange(6), "areas": 7},
-            ValueError,
-            "area must be at most the inputs' 6 features, got 7; a fraction is a float",
-        ),
-        (
-            torch.ones(1, 6),
-            {"feature_mask": torch.arange(6), "areas": 0},
-            ValueError,
-            "area must be at least 1 feature, got 0",
-        ),
-        (
-            torch.full((1, 6), torch.nan),
-            {"feature_mask": torch.arange(6)},
-            ValueError,
-            "inputs must be finite",
-        ),
+        (ROW, {}, ValueError, r"inputs must be of shape \(N, C, \*S\)"),
+        (ROW, {"feature_mask": torch.arange(6.0)}, TypeError,
+         "feature_mask must be a tensor of integers, got torch.float32"),
+        (ROW, {"feature_mask": COLUMNS > 2}, TypeError,
+         "feature_mask must be a tensor of integers, got torch.bool"),
+        (ROW, {"feature_mask": torch.arange(5)}, ValueError,
+         r"feature_mask must broadcast to inputs \(1, 6\), got \(5,\)"),
+        (torch.ones(2, 6), {"feature_mask": OWN}, ValueError,
+         "the same number of features for each example, got 2 and 3"),
+        (ROW, {"feature_mask": (COLUMNS, COLUMNS)}, ValueError,
+         "feature_mask must hold as many tensors as inputs, 1, got 2"),
+        (ROW, {"feature_mask": COLUMNS, "areas": 7}, ValueError,
+         "area must be at most the inputs' 6 features, got 7; a fraction is a float"),
+        (ROW, {"feature_mask": COLUMNS, "areas": 0}, ValueError,
+         "area must be at least 1 feature, got 0"),
+        (ROW / 0 * 0, {"feature_mask": COLUMNS}, ValueError, "inputs must be finite"),
     ],
-)
+)  # fmt: skip
 def test_features_that_cannot_be_are_named(x, arguments, error, message):
     with pytest.raises(error, match=message):
         ExtremalPerturbation(table, "fade").attribute(x, **arguments)
@@ -421,24 +393,19 @@ def test_ctrl_c_keeps_the_masks_of_places():
 
 
 @pytest.mark.parametrize(
-    ("activation", "options", "error", "message"),
+    ("activation", "options", "message"),
     [
-        (
-            (1, 4),
-            {},
-            ValueError,
-            "layer must give channels at 1, 2 or 3 axes of places",
-        ),
-        ((1, 4, 2, 2, 2, 2), {}, ValueError, "channels at 1, 2 or 3 axes of places"),
-        ((1, 4, 3, 1), {"areas": 5}, ValueError, "at most the layer's 3 places, got 5"),
-        ((1, 4, 3), {"areas": 0}, ValueError, "area must be at least 1 place, got 0"),
-        ((1, 4, 3), {"channel_dim": 3}, ValueError, "channel_dim must lie in"),
+        ((1, 4), {}, "layer must give channels at 1, 2 or 3 axes of places"),
+        ((1, 4, 2, 2, 2, 2), {}, "channels at 1, 2 or 3 axes of places"),
+        ((1, 4, 3, 1), {"areas": 5}, "at most the layer's 3 places, got 5"),
+        ((1, 4, 3), {"areas": 0}, "area must be at least 1 place, got 0"),
+        ((1, 4, 3), {"channel_dim": 3}, "channel_dim must lie in"),
     ],
 )
-def test_places_that_cannot_be_are_named(activation, options, error, message):
+def test_places_that_cannot_be_are_named(activation, options, message):
     layer = nn.Identity()
     method = LayerExtremalPerturbation(lambda x: layer(x).flatten(1).sum(1), layer)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         method.attribute(torch.ones(activation), **options)
 
 
@@ -449,13 +416,6 @@ def test_masks_of_other_places_are_named():
         ValueError, match=r"of shape \(1, A, 1, 3, 3\), got \(1, 2, 4\)"
     ):
         method.evaluate(torch.ones(1, 4, 3, 3), torch.ones(1, 2, 4))
-
-
-def test_the_baseline_of_a_table_may_be_its_mean():
-    x = torch.tensor([[5.0, 1.0], [1.0, 4.0]])
-    method = ExtremalPerturbation(lambda x: x.sum(1), FadePerturbation(x.mean(0)))
-    masks = method.attribute(x, areas=1, feature_mask=torch.arange(2))
-    assert masks.tolist() == [[1, 0], [0, 1]]
 
 
 # --- what is easily overlooked ---
@@ -489,6 +449,8 @@ def test_the_figures_of_masks_by_channel_say_what_they_lack(tmp_path):
     result = method.optimize(x, areas=[1], feature_mask=bands)
     assert result.masks.shape == (1, 1, 5, 8, 8)
     assert "<svg" in result.to_html()
+    with pytest.raises(ValueError, match="images must be None for masks"):
+        result.to_html(images=torch.rand(1, 3, 8, 8))
     assert result._repr_html_()
     with pytest.raises(ValueError, match="one for all channels, got"):
         plot_result(torch.rand(3, 8, 8), result)
@@ -567,3 +529,70 @@ def test_a_site_must_give_the_inputs_when_nothing_is_left_out():
 
     with pytest.raises(ValueError, match="InputSite must give the inputs for its last"):
         Halved(lambda x: x.sum((1, 2))).attribute(torch.ones(1, 1, 4), areas=0.5)
+
+
+@pytest.mark.parametrize("count", [10, 60, 200])
+@pytest.mark.parametrize(
+    "solver", [SearchSolver(), LevelSetSolver(20), GradientSolver(iterations=20)]
+)
+def test_features_are_whole_for_any_solver(count, solver):
+    worth = torch.linspace(1, 2, count)
+    method = ExtremalPerturbation(lambda x: x @ worth, "fade", solver)
+    result = method.optimize(
+        torch.ones(1, count), areas=[1, 3], feature_mask=torch.arange(count)
+    )
+    assert set(result.masks.unique().tolist()) == {0.0, 1.0}
+    assert result.masks.sum(dim=2).tolist() == [[1, 3]]
+    assert result.scores[0].tolist() == pytest.approx(
+        (result.masks[0] @ worth).tolist()
+    )
+
+
+def test_rivals_of_free_positions_hold_no_more_than_was_asked():
+    def concave(x):
+        return x.clamp(max=0.1).flatten(1).sum(1)
+
+    method = ExtremalPerturbation(concave, "fade")
+    x, columns = torch.ones(1, 200), torch.arange(200)
+    result = method.optimize(x, areas=[1, 4], feature_mask=columns)
+    verdict = result.rejudge(method, x, feature_mask=columns, random_masks=4)
+    assert verdict.is_best().all()
+    layer = nn.Identity()
+    of_tokens = LayerExtremalPerturbation(lambda x: concave(layer(x)), layer)
+    tokens = torch.ones(1, 197, 1)
+    result = of_tokens.optimize(tokens, areas=[1, 4], channel_dim=-1)
+    verdict = result.rejudge(of_tokens, tokens, random_masks=4, channel_dim=-1)
+    assert verdict.is_best().all()
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        (torch.ones(1, 1, 4), TypeError, "of Given must be a tuple of 1 tensors"),
+        (
+            (torch.ones(2, 1, 4),),
+            ValueError,
+            r"Given .* \(1, 1, 4\), got \(2, 1",
+        ),
+        ((2 * torch.ones(1, 1, 4),), ValueError, r"of Given must lie in \[0, 1\]"),
+        ((torch.ones(1, 1, 4).int(),), TypeError, "of Given must be a floating point"),
+    ],
+)
+def test_what_a_solver_gives_is_checked(masks, error, message):
+    class Given:
+        def solve(self, problem, seed=0, on_step=None):
+            return Solution(masks)
+
+    method = ExtremalPerturbation(lambda x: x.sum((1, 2)), "fade", Given())
+    with pytest.raises(error, match=f"the masks .*{message}"):
+        method.attribute(torch.ones(1, 1, 4), areas=0.5)
+
+
+def test_a_site_of_ones_own_under_captums_tools():
+    class Places(InputMasks):
+        def site(self, inputs):
+            return InputSite(inputs, FadePerturbation())
+
+    method = NoiseTunnel(Places(lambda x: x[:, 0, :2].sum(1)))
+    found = method.attribute(torch.ones(1, 1, 4), stdevs=0.01, nt_samples=2, areas=0.5)
+    assert found[0, 0, :2].min() > found[0, 0, 2:].max()

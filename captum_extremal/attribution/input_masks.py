@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from captum.log import log_usage
 from torch import Tensor
 
 from captum_extremal._base import checks
@@ -49,6 +50,7 @@ class InputMasks(MaskAttribution):
         """What masks of these inputs are laid on."""
         raise NotImplementedError
 
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

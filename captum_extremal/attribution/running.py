@@ -7,13 +7,14 @@ whatever the masks are laid on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_extremal._base import checks
 from captum_extremal._base.captum_door import (
     Target,
     forward_of_rows,
@@ -29,7 +30,7 @@ from captum_extremal.solvers import (
     Solution,
     Solver,
 )
-from captum_extremal.solvers.problem import Ended
+from captum_extremal.solvers.problem import Ended, Masks
 from captum_extremal.solvers.rewards import Reward
 
 
@@ -118,6 +119,7 @@ def run(
         solution = solver.solve(problem, seed, bar.update)
     finally:
         bar.close()
+    solution = replace(solution, masks=_checked(problem, solver, solution.masks))
     scores, complement_scores = _judge(problem, solution)
     shape = (problem.num_images, len(problem.areas))
     return Found(
@@ -134,6 +136,21 @@ def run(
         },
         solution.ended,
     )
+
+
+def _checked(problem: Problem, solver: Solver, masks: Masks) -> Masks:
+    """A solver's masks, if they are some; groups of features as a whole."""
+    name = f"the masks of {type(solver).__name__}"
+    if not isinstance(masks, tuple) or len(masks) != len(problem.sizes):
+        raise TypeError(f"{name} must be a tuple of {len(problem.sizes)} tensors")
+    for mask, size in zip(masks, problem.sizes, strict=True):
+        checks.check_floating(name, mask)
+        checks.check_shape(name, mask, "K 1 *S", K=problem.num_cells, S=size)
+        if not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError(f"{name} must lie in [0, 1], got other values")
+    if problem.spread is None:
+        return masks
+    return tuple((mask >= 0.5).to(mask.dtype) for mask in masks)
 
 
 def rewards_of(problem: Problem, masks: tuple[Tensor, ...], watch: Watch) -> Tensor:

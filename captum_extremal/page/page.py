@@ -172,11 +172,11 @@ def _image_of(
             "result must hold one tensor of masks, got a tuple; show one of them with "
             "dataclasses.replace(result, masks=result.masks[0])"
         )
-    num_images, _, _, *size = result.masks.shape
-    if len(size) != 2:
+    num_images, _, *size = result.masks.shape
+    if len(size) != 3 or size.pop(0) != 1:
         raise ValueError(
-            f"images must be None for masks with {len(size)} spatial sizes, which are "
-            "no pictures: the scores are shown alone"
+            f"images must be None for masks {tuple(result.masks.shape)}, which are no "
+            "pictures: the scores are shown alone"
         )
     fitting = ", as the masks are"
     check_shape("images", images, "N 1|3 *S", fitting, N=num_images, S=size)

@@ -115,7 +115,8 @@ class _Search:
         self.problem = problem
         self.dtype = torch.float32  # of the rewards
         self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
-        self.edges = [edge_width(settings.edge * it.length) for it in self.lattices]
+        edge = settings.edge if problem.spread is None else 0.0  # groups are whole
+        self.edges = [edge_width(edge * it.length) for it in self.lattices]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
             _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))

@@ -350,7 +350,8 @@ class Ascent:
         masks = []
         for field, p in zip(self.fields, params, strict=True):
             pixels = math.prod(field.size)
-            widths = edge_widths(self.settings.edge, field.size)
+            edge = self.settings.edge if self.problem.spread is None else 0.0
+            widths = edge_widths(edge, field.size)
             smooth = torch.empty(len(p), 1, *field.size, device=self.problem.device)
             for rows, of_rows in self._portions(len(p), areas):
                 counts = [area_count(pixels, area) for area in of_rows]

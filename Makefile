@@ -34,12 +34,14 @@ demo: $(VENV)
 # threads can be many times slower than one.
 demo test quick docs bench test-captum08: export OMP_NUM_THREADS := 1
 
-# Two workers, a process each: half the time where there are two cores.
+# Two workers, a process each: half the time where there are two cores. A browser beside
+# them may be too slow to answer, so that its tests come alone.
 test: lint docs
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not browser'
+	$(BIN)/python -m pytest -m browser tests
 
 quick: lint
-	$(BIN)/python -m pytest -n 2 -q $(CORE_TESTS)
+	$(BIN)/python -m pytest -n 2 -q -m 'not browser' $(CORE_TESTS)
 
 lint: $(VENV)
 	$(BIN)/ruff check .

@@ -40,6 +40,11 @@ def pytest_report_header() -> str:
     )
 
 
+def pytest_itemcollected(item) -> None:
+    if "browser" in getattr(item, "fixturenames", ()):
+        item.add_marker("browser")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     """Each test starts from the same generator and a single thread."""

@@ -180,7 +180,6 @@ def test_rivals_of_features():
     verdict = result.rejudge(method, x, feature_mask=torch.arange(6), random_masks=3)
     assert set(verdict.rivals) == {"again", "search", "random"}
     assert verdict.is_best().all()
-    assert (verdict.margin() >= 0).all()
     assert (verdict.rivals["random"] < result.scores).any()
 
 
@@ -257,7 +256,6 @@ def test_places_of_a_feature_map():
     method = LayerExtremalPerturbation(model, model.features)
     x = torch.ones(2, 1, 12, 12)
     result = method.optimize(x, 1, areas=[1 / 9, 32])
-    assert isinstance(result, ExtremalResult)
     assert result.areas == pytest.approx([1 / 9, 32 / 144])
     assert result.masks.shape == (2, 2, 1, 12, 12)
     kept = result.masks >= 0.5
@@ -412,13 +410,8 @@ def test_places_that_cannot_be_are_named(activation, options, message):
 def test_masks_of_other_places_are_named():
     layer = nn.Identity()
     method = LayerExtremalPerturbation(lambda x: layer(x).flatten(1).sum(1), layer)
-    with pytest.raises(
-        ValueError, match=r"of shape \(1, A, 1, 3, 3\), got \(1, 2, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(1, A, 1, 3, 3\), got \(1, 2, 4\)"):
         method.evaluate(torch.ones(1, 4, 3, 3), torch.ones(1, 2, 4))
-
-
-# --- what is easily overlooked ---
 
 
 def test_a_column_alone_is_a_table_too():

@@ -73,13 +73,6 @@ class ChannelExtremalPerturbation(LayerMasks[ChannelResult]):
     usual_solver = SwapSolver
 
     def _result(self, found: Found, site: LayerSite) -> ChannelResult:
-        several = len(found.masks) > 1
-        return ChannelResult(
-            masks=found.masks if several else found.masks[0],
-            areas=found.areas,
-            **found.scores,
-            activations=site.activations if several else site.activations[0],
-            channel_dim=site.dim,
-            history=found.history,
-            settings=found.settings,
-        )
+        one = len(found.masks) == 1
+        read = site.activations[0] if one else site.activations
+        return found.result(ChannelResult, one, activations=read, channel_dim=site.dim)

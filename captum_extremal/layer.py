@@ -66,11 +66,5 @@ class LayerExtremalPerturbation(LayerMasks[ExtremalResult]):
     positions = "places"
 
     def _result(self, found: Found, site: LayerSite) -> ExtremalResult:
-        masks = found.masks
-        return ExtremalResult(
-            masks=masks if len(masks) > 1 else masks[0],
-            areas=site.fractions(found.areas),
-            **found.scores,
-            history=found.history,
-            settings=found.settings,
-        )
+        areas = site.fractions(found.areas)
+        return found.result(ExtremalResult, one=len(found.masks) == 1, areas=areas)

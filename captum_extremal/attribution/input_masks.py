@@ -12,7 +12,12 @@ from torch import Tensor
 from captum_extremal._base import checks
 from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
 from captum_extremal._base.model import Watch
-from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.masks import (
+    DEFAULT_AREAS,
+    Asked,
+    MaskAttribution,
+    any_areas,
+)
 from captum_extremal.attribution.running import Found, SearchInterrupted, rewards_of
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.site import Site, check_last
@@ -65,7 +70,7 @@ class InputMasks(MaskAttribution):
     ) -> Tensor | tuple[Tensor, ...]:
         """The mean of the masks over the areas, in the form that the site gives it."""
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        laid = self._laid(inputs, areas, asked, self.site)
+        laid = self._laid(inputs, areas, asked, self._own_site)
         found, site = self._found(laid, inputs, seed, show_progress)
         attributions = site.attributions(found.means)
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
@@ -84,7 +89,7 @@ class InputMasks(MaskAttribution):
     ) -> ExtremalResult:
         """The masks themselves, their scores and how they were found."""
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        laid = self._laid(inputs, areas, asked, self.site)
+        laid = self._laid(inputs, areas, asked, self._own_site)
         found, _ = self._found(laid, inputs, seed, show_progress)
         return self._result(found, inputs)
 
@@ -100,7 +105,12 @@ class InputMasks(MaskAttribution):
     ) -> Tensor:
         """What masks of any origin, as `optimize` returns them, are worth: (N, A)."""
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        return self._rewards(inputs, masks, asked, self.site)
+        return self._rewards(inputs, masks, asked, self._own_site)
+
+    def _own_site(self, inputs: tuple[Tensor, ...]) -> Site:
+        site = self.site(inputs)
+        check_last(site, inputs)
+        return site
 
     def _laid(
         self,
@@ -121,9 +131,7 @@ class InputMasks(MaskAttribution):
 
         def lay(_watch: Watch) -> AbstractContextManager[Site]:
             with torch.no_grad():
-                site = site_of(tuple(tensor.detach() for tensor in tensors))
-                check_last(site, tensors)
-            return nullcontext(site)
+                return nullcontext(site_of(tuple(t.detach() for t in tensors)))
 
         return self._problem(tensors, asked, several, lay)
 
@@ -146,13 +154,7 @@ class InputMasks(MaskAttribution):
     def _result(
         self, found: Found, inputs: Tensor | tuple[Tensor, ...]
     ) -> ExtremalResult:
-        return ExtremalResult(
-            masks=like_inputs(isinstance(inputs, tuple), found.masks),
-            areas=found.areas,
-            **found.scores,
-            history=found.history,
-            settings=found.settings,
-        )
+        return found.result(ExtremalResult, one=not isinstance(inputs, tuple))
 
     def _rewards(
         self,
@@ -168,11 +170,7 @@ class InputMasks(MaskAttribution):
                 f"{type(masks).__name__}"
             )
         given = masks if isinstance(masks, tuple) else (masks,)
-        if given:
-            checks.check_floating("masks", given[0])
-        # Any areas will do: a problem is asked for rewards alone.
-        count = given[0].shape[1] if given and given[0].dim() > 1 else 1
-        areas = (1.0,) * max(1, count)
+        areas = any_areas(given)
         with self._laid(inputs, areas, asked, site_of, counts) as laid:
             problem, site, watch = laid
             return rewards_of(problem, site.read(given), watch)

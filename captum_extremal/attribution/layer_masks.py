@@ -26,7 +26,12 @@ from captum_extremal._base.model import (
     Watch,
     uncompiled,
 )
-from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked, MaskAttribution
+from captum_extremal.attribution.masks import (
+    DEFAULT_AREAS,
+    Asked,
+    MaskAttribution,
+    any_areas,
+)
 from captum_extremal.attribution.running import (
     Found,
     SearchInterrupted,
@@ -238,12 +243,9 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
             tensor([[1., 5.]])
         """
         given = masks if isinstance(masks, tuple) else (masks,)
-        for mask in given:
-            checks.check_floating("masks", mask)
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
         about = (attribute_to_layer_input, layer_baselines, channel_dim)
-        # Any areas will do: a problem is asked for rewards alone.
-        areas = (1.0,) * (given[0].shape[1] if given and given[0].dim() > 1 else 1)
+        areas = any_areas(given)
         with self._on_layer(inputs, areas, asked, *about) as (problem, site, watch):
             return rewards_of(problem, site.read(given), watch)
 

@@ -11,23 +11,12 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_extremal._base import checks
-from captum_extremal._base.captum_door import (
-    Target,
-    check_target,
-)
-from captum_extremal._base.model import (
-    Watch,
-    check_differentiable,
-)
+from captum_extremal._base.captum_door import Target, check_target
+from captum_extremal._base.model import Watch, check_differentiable
 from captum_extremal.attribution.on_model import OnModel
 from captum_extremal.attribution.running import Found, reward_of_rows, run, settings_of
 from captum_extremal.sites.site import Site
-from captum_extremal.solvers import (
-    LevelSetSolver,
-    Problem,
-    Solver,
-    SwapSolver,
-)
+from captum_extremal.solvers import LevelSetSolver, Problem, Solver, SwapSolver
 from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
 
 DEFAULT_AREAS = (0.05, 0.1, 0.2)
@@ -56,6 +45,14 @@ class Asked:
             "perturbations_per_eval", self.perturbations_per_eval
         )
         object.__setattr__(self, "perturbations_per_eval", batch)
+
+
+def any_areas(masks: tuple[Tensor, ...]) -> tuple[float, ...]:
+    """As many areas as masks have: any will do where rewards alone are asked for."""
+    for mask in masks:
+        checks.check_floating("masks", mask)
+    count = masks[0].shape[1] if masks and masks[0].dim() > 1 else 1
+    return (1.0,) * max(1, count)
 
 
 class MaskAttribution(OnModel, PerturbationAttribution):

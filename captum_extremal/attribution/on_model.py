@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base.causes import Score
-from captum_extremal._base.model import (
-    Watch,
-    as_found,
-)
+from captum_extremal._base.model import Watch, as_found
 
 
 class OnModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,6 +77,9 @@ def reward_of_rows(
     return score
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """Masks of N images and A areas, and their scores.
@@ -97,6 +100,15 @@ class Found:
     ended: Ended
     areas: tuple[int | float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def result(self, kind: Callable[..., R], one: bool, **more: Any) -> R:  # noqa: ANN401
+        """The result of a kind: with the mask itself where there is but ``one``."""
+        return kind(
+            masks=self.masks[0] if one else self.masks,
+            **{"areas": self.areas, "history": self.history, **more},
+            **self.scores,
+            settings=self.settings,
+        )
 
     @property
     def means(self) -> tuple[Tensor, ...]:

@@ -205,7 +205,7 @@ def _masks_of(result: ExtremalResult, index: int) -> Tensor | None:
     masks = result.masks
     if not isinstance(masks, Tensor) or masks.dim() != 5 or masks.shape[2] != 1:
         return None
-    return result.masks[index].detach().float().cpu()[growing(result.areas)]
+    return masks[index].detach().float().cpu()[growing(result.areas)]
 
 
 def _others_of(

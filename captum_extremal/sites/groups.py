@@ -135,9 +135,10 @@ def has_places(shape: Sequence[int]) -> bool:
 def _expanded(numbers: Tensor, tensor: Tensor) -> Tensor:
     """The number of each feature, (1 or N, ...), on the device of the tensor."""
     kind = numbers.dtype if isinstance(numbers, Tensor) else type(numbers).__name__
-    if not isinstance(numbers, Tensor) or kind == torch.bool or numbers.is_complex():
-        raise TypeError(f"feature_mask must be a tensor of integers, got {kind}")
-    if numbers.is_floating_point():
+    whole = isinstance(numbers, Tensor) and not (
+        numbers.is_floating_point() or numbers.is_complex() or kind == torch.bool
+    )
+    if not whole:
         raise TypeError(f"feature_mask must be a tensor of integers, got {kind}")
     own = numbers.dim() == tensor.dim() and len(numbers) == len(tensor)
     shape = (len(tensor) if own else 1, *tensor.shape[1:])

@@ -18,9 +18,8 @@ def masks_of(image: Tensor, result: ExtremalResult, index: int) -> Tensor:
             "dataclasses.replace(result, masks=result.masks[0])"
         )
     check_picture(image, len(result.masks), index)
-    if result.masks.dim() == 5:
-        name, shape = "the masks of result", "N A 1 H W"
-        check_shape(name, result.masks, shape, ", one for all channels")
+    note = ", one for all channels"
+    check_shape("the masks of result", result.masks, "N A 1 *S", note)
     masks = result.masks[index].detach().float().cpu()[growing(result.areas)]
     if masks.shape[1:] != (1, *image.shape[1:]):
         raise ValueError(

@@ -22,7 +22,12 @@ SCORES = {
     "mirror": "soft edge, picture mirrored",
     "grey": "soft edge, grey instead of blur",
     "lite1": "soft edge, on EfficientNet-Lite1",
+    "mobilenet": "soft edge, on MobileNetV2",
+    "mobilenet_grey": "the same, grey instead of blur",
 }
+
+
+_SMOOTH = ("hard", "soft", "lite1", "mobilenet", "mobilenet_grey")
 
 
 def records_of(folder: Path) -> dict[str, dict[str, Record]]:
@@ -42,6 +47,12 @@ def shared_by(records: dict[str, dict[str, Record]], names: Sequence[str]) -> li
     return sorted(set.intersection(*(set(records[name]) for name in names)))
 
 
+def known(records: dict[str, dict[str, Record]], names: Sequence[str]) -> list[str]:
+    """Scores that every record of these methods has."""
+    found = [record for name in names for record in records[name].values()]
+    return [score for score in SCORES if all(score in record for record in found)]
+
+
 def means_table(records: dict[str, dict[str, Record]], names: Sequence[str]) -> str:
     """Every method on the images that it was measured on."""
     header = ["", *names]
@@ -54,7 +65,7 @@ def means_table(records: dict[str, dict[str, Record]], names: Sequence[str]) -> 
         ]
         return [text, *(f"{cell:.{digits}f}" for cell in cells)]
 
-    rows += [row(text, name, 2) for name, text in SCORES.items()]
+    rows += [row(SCORES[name], name, 2) for name in known(records, names)]
     rows += [
         row("logit, mask as delivered", "delivered", 2),
         row("share of pixels within 0.05 of 0 or 1", "near_binary", 2),
@@ -86,7 +97,10 @@ def paired_table(
     if not unseen.any():
         unseen, part = ~unseen, "and its interval"
     rows = []
-    for score, text in SCORES.items():
+    subset = {
+        method: {i: records[method][i] for i in shared} for method in (name, against)
+    }
+    for score in known(subset, [name, against]):
         ours, theirs = (
             np.array([records[method][image][score] for image in shared])
             for method in (name, against)
@@ -95,7 +109,7 @@ def paired_table(
         low, high = measuring.interval(gains[unseen].mean(axis=1))
         rows.append(
             [
-                text,
+                SCORES[score],
                 f"{ours.mean():.2f}",
                 f"{theirs.mean():.2f}",
                 f"{gains.mean():+.2f}",
@@ -112,6 +126,20 @@ def paired_table(
         "lower by more than 0.3",
     ]
     return measuring.table(header, rows)
+
+
+def pieces_table(records: dict[str, dict[str, Record]], names: Sequence[str]) -> str:
+    """What the radius of the disks costs and gains, on the images that all share."""
+    shared = shared_by(records, names)
+    rows = []
+    for name in names:
+        found = [records[name][image] for image in shared]
+        pieces = np.mean([record["pieces"] for record in found], axis=0)
+        scores = [np.mean([record[score] for record in found]) for score in _SMOOTH]
+        cells = [name, *(f"{score:.2f}" for score in scores)]
+        rows.append([*cells, " / ".join(f"{count:.1f}" for count in pieces)])
+    header = [f"{len(shared)} images", *(SCORES[score] for score in _SMOOTH)]
+    return measuring.table([*header, "pieces at 5 / 10 / 20 %"], rows)
 
 
 def pointing_table(

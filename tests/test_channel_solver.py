@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from captum_extremal import ChannelDescent, ChannelSolver, ExtremalPerturbation, Problem
-from captum_extremal.solvers.swaps import _Swaps
+from captum_extremal.solvers.swaps import _Climb, _Swaps
 
 
 def problem_of(score, values, areas, **options):
@@ -110,6 +110,40 @@ def test_each_part_of_the_search_does_something():
         totals[name] = total
     assert totals["start"] < totals["ascent"] < totals["both"]
     assert totals["start"] < totals["swaps"]
+
+
+def climb(score, areas, images):
+    values = torch.ones(images, 16) / 4
+    return _Climb(ChannelSolver(), problem_of(score, values, areas), 0)
+
+
+def weighted(x):
+    return x @ torch.arange(16.0)
+
+
+def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
+    with torch.no_grad():
+        run = climb(weighted, (0.2, 0.11, 0.5), 2)
+        ascent = run.ascent
+        good = ascent.params[0].clone()
+        ascent.params[0][1] = -good[1]  # image 0, area 0.11, whose larger one is 0.2
+        ascent.params[0][5] = -good[5]  # image 1, area 0.5, whose only one is 0.2
+        ascent.momentum[0][0] = 7.0
+        run._exchange(run._binary_masks)
+    assert torch.equal(ascent.params[0][1], good[0])
+    assert torch.equal(ascent.params[0][5], good[3])
+    assert (ascent.momentum[0][1] == 7).all()
+    for cell in (0, 3, 4):
+        assert torch.equal(ascent.params[0][cell], good[cell])
+
+
+def test_fields_that_tie_stay_where_they_are():
+    with torch.no_grad():
+        run = climb(weighted, (0.1, 0.2), 1)
+        before = run.ascent.params[0].clone()
+        run.problem._score = lambda x, images: 1.0 + 1e-7 * x[0][:, 0, 0]
+        run._exchange(run._binary_masks)
+    assert torch.equal(run.ascent.params[0], before)
 
 
 def test_cells_with_nothing_to_swap_end_the_rounds():

@@ -657,7 +657,7 @@ BAD_OPTIONS = [
     ("areas", (0.1, 1.5), r"area must lie in \(0, 1\], got 1.5$"),
     ("areas", 0, r"area must (lie in \(0, 1\]|be at least 1 (channel|place)), got 0$"),
     *[("areas", a, "areas must hold at least one") for a in ((), [], torch.zeros(0))],
-    *[("areas", a, "area must be a number, got") for a in ("0.1", None, True)],
+    *[("areas", a, "area must be a number, got") for a in ("0.1", 1j, True)],
     *[("areas", a, "area must be a number, got") for a in (("0.1",), [[0.1]])],
     *[("game", g, "game must be '.*' or '") for g in ("chess", "", None, ["hybrid"])],
     *[("seed", s, "seed must be an int, got") for s in (1.5, "one", None)],

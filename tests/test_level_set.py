@@ -13,13 +13,12 @@ from captum_extremal import (
     ExtremalPerturbation,
     LevelSetSolver,
     Problem,
+    SearchSolver,
 )
 from captum_extremal.masks.fields import Field
 from captum_extremal.perturbations import apply
 from captum_extremal.perturbations import levels as levels_module
-from captum_extremal.solvers import level_set
 from captum_extremal.solvers import problem as problem_module
-from captum_extremal.solvers.level_set import Ascent
 from captum_extremal.solvers.start import start
 from captum_extremal.solvers.views import Copy
 from tiny_solvers import SIZE, problem_of, see, uneven
@@ -42,15 +41,15 @@ def test_the_mask_is_smooth_by_the_guarantee():
 
 
 @pytest.mark.parametrize(
-    ("areas", "mirror", "start", "compared"),
+    ("areas", "start", "options"),
     [
-        ((0.1,), True, 8, 0),
-        ((0.1, 0.2), True, 8, 12),  # compared is the plain input alone
-        ((0.1, 0.2), None, 8, 12),  # the model looks at one side
-        ((0.1, 0.2, 0.3), False, 4, 21),
+        ((0.1,), 16, {"mirror": True}),
+        ((0.1, 0.2), 16, {}),  # the model looks at one side
+        ((0.1, 0.2, 0.3), 8, {"mirror": False}),
+        ((0.1, 0.2), 4, {"mirror": False, "flat_background": False}),
     ],
 )
-def test_the_cost_is_as_documented(areas, mirror, start, compared):
+def test_the_cost_is_as_documented(areas, start, options):
     seen = {True: 0, False: 0}
 
     def score(x):
@@ -58,26 +57,32 @@ def test_the_cost_is_as_documented(areas, mirror, start, compared):
         return see(x)
 
     heard = []
-    solver = LevelSetSolver(iterations=12, mirror=mirror)
+    solver = LevelSetSolver(iterations=20, **options)  # 8 of them are shared
     solver.solve(problem_of(score, areas, images=2), 0, heard.append)
-    assert seen[True] == 2 * (12 * len(areas) + start)
-    assert seen[False] == 2 * compared
-    assert sum(heard) == 12 == solver.total_steps
+    assert seen[True] == 2 * (start + 4 * 8 + 12 * len(areas))
+    assert seen[False] == 0
+    assert sum(heard) == 20 == solver.total_steps
 
 
-def test_a_cell_takes_the_field_of_a_neighbour_that_is_better_for_it():
-    ascent = Ascent(EXACT, problem_of(areas=(0.2, 0.11, 0.5), images=2), 0)
-    (params,) = ascent.params
-    good = params.clone()
-    params[1] = -good[1]  # image 0, area 0.11, whose larger neighbour is 0.2
-    params[5] = -good[5]  # image 1, area 0.5, whose only neighbour is 0.2
-    ascent.momentum[0][0] = 7.0
-    ascent._exchange(ascent._delivered_masks, ascent.problem.areas)
-    assert torch.equal(ascent.params[0][1], good[0])
-    assert torch.equal(ascent.params[0][5], good[3])
-    assert (ascent.momentum[0][1] == 7).all()
-    for cell in (0, 3, 4):
-        assert torch.equal(ascent.params[0][cell], good[cell])
+def test_a_ranking_costs_the_same_for_any_number_of_areas():
+    def cost(areas):
+        seen = []
+
+        def score(x):
+            seen.append(len(x))
+            return see(x)
+
+        LevelSetSolver().for_ranking().solve(problem_of(score, areas))
+        return sum(seen)
+
+    many = tuple((k + 1) / 40 for k in range(40))
+    assert cost(many) == cost((0.2,)) <= 130
+
+
+def test_a_mask_does_not_depend_on_the_other_areas():
+    (alone,) = solve(areas=(0.11,)).masks
+    (beside,) = solve(areas=(0.05, 0.11, 0.4)).masks
+    assert torch.equal(alone[0], beside[1])
 
 
 def test_a_model_that_is_blind_to_uniform_masks_is_searched_from_a_random_start():
@@ -100,24 +105,47 @@ def test_blurred_remains_do_not_stand_in_for_a_large_object():
         return middle.mean(dim=(1, 2)) + 0.3 * spot.mean(dim=(1, 2))
 
     def share_on_the_object(**options):
-        solver = dataclasses.replace(EXACT, iterations=40, **options)
+        solver = LevelSetSolver(edge=0.0, jitter=0.0, **options)
         method = ExtremalPerturbation(score, BlurPerturbation(sigma_max=3), solver)
         kept = method.attribute(image, areas=0.05)[0, 0] >= 0.5
         return float(kept[4:20].float().sum() / kept.sum())
 
-    assert share_on_the_object(flat_background=False) < 0.3
-    assert share_on_the_object() > 0.7
+    assert share_on_the_object(flat_background=False) < 0.1
+    assert share_on_the_object() > 0.5
 
 
-def test_areas_shrink_to_the_asked_ones():
-    solver = dataclasses.replace(FAST, iterations=21, first_area=0.5)
-    ascent = Ascent(solver, problem_of(areas=(0.02, 0.5, 0.7)), 0)
-    assert ascent._areas(0) == [0.5, 0.5, 0.7]
-    assert ascent._areas(7) == pytest.approx([0.1, 0.5, 0.7])
-    assert ascent._areas(14) == pytest.approx([0.02, 0.5, 0.7])
-    assert ascent._areas(20) == pytest.approx([0.02, 0.5, 0.7])
-    at_once = dataclasses.replace(solver, first_area=0)
-    assert Ascent(at_once, problem_of(areas=(0.02,)), 0)._areas(0) == [0.02]
+def steps_of(solver, areas=(0.1,), **options):
+    """What the model is shown by each step: (step, image) pairs."""
+    shown = []
+    problem = problem_of(lambda x: shown.append(x.detach()) or see(x), areas, **options)
+    steps = []
+    with torch.no_grad():
+        run = solver.start(problem, 0)
+        shown.clear()
+        while run.step():
+            steps.append(torch.cat(shown))
+            shown.clear()
+    return steps
+
+
+def test_large_areas_are_explored_before_small_ones_and_the_asked_ones_refined():
+    solver = LevelSetSolver(iterations=50, jitter=0.0, flat_background=False)
+    kept = [step.mean(dim=(1, 2, 3)) for step in steps_of(solver, (0.1, 0.3))]
+    survey, explore, refine = kept[:4], kept[4:20], kept[20:]
+    assert float(torch.cat(survey).amax()) > 0.6
+    assert explore[0].tolist() == pytest.approx([0.5] * 4, abs=0.1)
+    means = [float(values.mean()) for values in explore]
+    assert means[0] > means[4] > means[8]
+    assert float(torch.cat(explore[8:]).amin()) < 0.1 < float(explore[-1].amax())
+    for values in refine[-10:]:
+        assert values.tolist() == pytest.approx([0.1, 0.3], abs=0.02)
+
+
+def test_the_shared_part_of_the_steps_may_be_all_or_none():
+    for shared, shown in ((0.0, [2] * 10), (1.0, [4] * 10), (0.4, [4] * 4 + [2] * 6)):
+        solver = dataclasses.replace(EXACT, iterations=10, shared=shared)
+        steps = steps_of(solver, (0.1, 0.2))
+        assert [len(step) for step in steps] == shown
 
 
 def test_thin_objects_survive_the_jitter():
@@ -145,14 +173,6 @@ def test_scores_of_any_magnitude_give_the_same_mask():
     usual = scaled(1.0)
     for factor in (1e-30, 1e-19, 1e25):
         assert scaled(factor) == pytest.approx(usual, rel=0.02)
-
-
-def test_fields_that_tie_stay_where_they_are():
-    ascent = Ascent(EXACT, problem_of(areas=(0.1, 0.2)), 0)
-    before = ascent.params[0].clone()
-    ascent.problem._score = lambda x, images: 1.0 + 1e-7 * x[0][:, 0, 0, 0]
-    ascent._exchange(ascent._delivered_masks, ascent.problem.areas)
-    assert torch.equal(ascent.params[0], before)
 
 
 def test_autocast_around_the_search():
@@ -243,7 +263,7 @@ def test_images_of_which_some_have_a_mirror_image_give_what_each_gives():
         assert torch.equal(both[2 * place : 2 * place + 2], one)
 
 
-def test_steps_show_each_background_plain_and_mirrored_in_turn():
+def test_copies_and_backgrounds_serve_the_exploration_and_the_end_sees_the_input():
     image = torch.zeros(1, 1, *SIZE)
     image[..., 20:] = 1
     seen = []
@@ -252,20 +272,21 @@ def test_steps_show_each_background_plain_and_mirrored_in_turn():
         seen.append(x[0].detach())
         return contrast(x[0]) + x[0].mean(dim=(1, 2, 3))
 
-    problem = blurred_problem(score, image)
-    settings = dataclasses.replace(FAST, mirror=True, jitter=0.0)
-    ascent = Ascent(settings, problem, 0)
+    solver = LevelSetSolver(iterations=30, mirror=True, jitter=0.0)
     with torch.no_grad():
+        run = solver.start(blurred_problem(score, image), 0)
         seen.clear()
-        for iteration in (0, 1, 2, 3, 14, 15):
-            ascent._step(iteration)
+        while run.step():
+            pass
     bright_left = [bool(x[..., :16].mean() > x[..., 16:].mean()) for x in seen]
-    # The second half of the run sees the image as it is.
-    assert bright_left == [False, False, True, True, False, False]
-    # A blur leaves the far ends as they are, the mean colour is 0.375 there too.
-    darkest = [float(x.amin()) for x in seen]
-    assert max(darkest[0], darkest[2]) < 0.05
-    assert min(darkest[1], darkest[3]) > 0.05
+    explored = bright_left[: 4 * 12]
+    assert 0.1 < sum(explored) / len(explored) < 0.6
+    assert not any(bright_left[4 * 7 :])  # from the middle of the exploration on
+    # The mean colour is 0.375; a blur leaves less than half of the pixels near to it.
+    flat = [bool(((x - 0.375).abs() < 0.02).float().mean() > 0.5) for x in seen]
+    assert flat[4 * 12 :] == [False, True] * 9
+    for step in range(8, 12):
+        assert sum(flat[4 * step : 4 * step + 4]) == 2
 
 
 def test_the_other_background_is_the_mean_of_the_most_perturbed_level():
@@ -293,27 +314,84 @@ def test_a_score_that_breaks_over_the_mean_colour_says_so():
     dataclasses.replace(FAST, flat_background=False).solve(problem)
 
 
-def test_fields_are_compared_at_the_areas_of_the_step(monkeypatch):
-    solver = dataclasses.replace(FAST, iterations=21, first_area=0.5, jitter=0.5)
-    met, moved = [], []
-    exchange, shifts = Ascent._exchange, level_set.random_shifts
-    monkeypatch.setattr(
-        Ascent,
-        "_exchange",
-        lambda self, of, areas: (met.append(list(areas)), exchange(self, of, areas)),
-    )
-    monkeypatch.setattr(
-        level_set,
-        "random_shifts",
-        lambda source, reach: (moved.append(reach), shifts(source, reach))[1],
-    )
-    solver.solve(problem_of(areas=(0.02, 0.1)))
-    assert [areas[0] for areas in met] == pytest.approx(
-        [0.5 * 0.04 ** (10 / 14), 0.02, 0.02]
-    )
-    # Never more than a third of the width of the smallest mask.
-    assert moved[0] == pytest.approx(0.5**0.5 / 3)
-    assert moved[-1] == pytest.approx(0.02**0.5 / 3)
+# --- the answer: stable, smooth, in an order ---
+
+
+def spots(x):
+    """Two of the same worth, in which a mask of one has to choose."""
+    return (x[:, 0, 4:12, 4:12] + x[:, 0, 20:28, 20:28]).mean(dim=(1, 2))
+
+
+def overlap(one, other):
+    one, other = one >= 0.5, other >= 0.5
+    return float((one & other).sum() / (one | other).sum())
+
+
+def test_of_equal_answers_every_seed_gives_the_same():
+    masks = [
+        solve(LevelSetSolver(), seed, score=spots, areas=(0.06,)) for seed in (0, 7)
+    ]
+    assert overlap(masks[0].masks[0], masks[1].masks[0]) > 0.7
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2, 0.4])
+def test_a_planted_square_is_found(share):
+    side = round(64 * share**0.5)
+    truth = torch.zeros(64, 64)
+    truth[8 : 8 + side, 5 : 5 + side] = 1
+
+    def score(x):
+        return (x[:, 0] * truth).sum(dim=(1, 2)) / truth.sum()
+
+    area = float(truth.mean())
+    (mask,) = solve(LevelSetSolver(), score=score, areas=(area,), size=(64, 64)).masks
+    assert overlap(mask[0, 0], truth) >= 0.95
+
+
+def test_two_places_that_are_needed_together_are_found():
+    one, two = torch.zeros(64, 64), torch.zeros(64, 64)
+    one[12:24, 4:16] = two[40:52, 44:56] = 1
+
+    def score(x):
+        first, second = ((x[:, 0] * t).sum(dim=(1, 2)) / 144 for t in (one, two))
+        return first * second
+
+    areas = (float((one + two).mean()),)
+    (mask,) = solve(LevelSetSolver(), score=score, areas=areas, size=(64, 64)).masks
+    assert overlap(mask[0, 0], one + two) >= 0.95
+
+
+def test_the_ranking_is_an_order_of_all_pixels_whose_level_sets_are_nested_masks():
+    method = ExtremalPerturbation(see, "fade", LevelSetSolver(iterations=20))
+    inputs = torch.ones(2, 3, *SIZE)
+    result = method.optimize(inputs, areas=None)
+    assert result.ranking.shape == (2, 1, *SIZE)
+    steps = torch.linspace(0, 1, 1024)
+    for ranking in result.ranking:
+        torch.testing.assert_close(ranking.flatten().sort().values, steps)
+    assert result.masks.shape == (2, 20, 1, *SIZE)
+    small, large = (result.mask_at(area) >= 0.5 for area in (0.1, 0.37))
+    assert small.flatten(1).sum(dim=1).tolist() == [102, 102]
+    assert large.flatten(1).sum(dim=1).tolist() == [379, 379]
+    assert not (small & ~large).any()
+    attribution = method.attribute(inputs, areas=None)
+    assert attribution.shape == inputs.shape
+    assert torch.equal(attribution[:, :1], result.ranking)
+
+
+def test_results_without_a_ranking_say_so():
+    method = ExtremalPerturbation(see, "fade", SearchSolver(8))
+    inputs = torch.ones(1, 1, *SIZE)
+    with pytest.raises(ValueError, match=r"areas must be given .* for SearchSolver"):
+        method.attribute(inputs, areas=None)
+    groups = torch.arange(16).repeat_interleave(64).view(1, 1, *SIZE)
+    with pytest.raises(ValueError, match=r"areas must be given .* for SwapSolver"):
+        ExtremalPerturbation(see, "fade").attribute(
+            inputs, areas=None, feature_mask=groups
+        )
+    result = method.optimize(inputs, areas=0.1)
+    with pytest.raises(ValueError, match="mask_at takes a ranking"):
+        result.mask_at(0.1)
 
 
 # --- what the model is shown ---

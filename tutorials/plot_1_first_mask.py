@@ -36,8 +36,8 @@ print(f"{labels[target]}, probability {float(outputs.softmax(dim=1)[0, target]):
 #
 # An area is a fraction of the picture's pixels. For each of the three areas below the
 # method looks for the mask that keeps the score of the target highest while everything
-# outside the mask is blurred. This is the default solver with its default settings: 88
-# gradients a mask.
+# outside the mask is blurred. This is the default solver with its default settings: 80
+# steps, of which the areas share 32.
 
 areas = [0.05, 0.1, 0.2]
 method = ExtremalPerturbation(model)

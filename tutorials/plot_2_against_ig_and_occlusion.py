@@ -50,7 +50,7 @@ object_masks = boxes_to_masks(boxes, (224, 224), one_based_inclusive=False)
 # ------------------
 #
 # All that is left out becomes the mean colour, which is 0 after the normalisation. The
-# search takes 40 gradients a mask instead of the default 88. ``masks_to_saliency`` sums
+# search takes 40 steps instead of the default 80. ``masks_to_saliency`` sums
 # the masks of the areas and smooths the sum, as the paper does to get one maximum. For
 # the others the channels are summed.
 

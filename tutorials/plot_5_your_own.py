@@ -99,7 +99,7 @@ class Pixelate:
 # All together
 # ------------
 #
-# 40 gradients a mask instead of 88, as this is only to show how it is done.
+# 40 steps instead of 80, as this is only to show how it is done.
 
 method = ExtremalPerturbation(
     forward, Pixelate(), LevelSetSolver(iterations=40), reward=any_cat

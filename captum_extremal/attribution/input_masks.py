@@ -13,7 +13,9 @@ from captum_extremal._base import checks
 from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
 from captum_extremal._base.model import Watch
 from captum_extremal.attribution.masks import (
+    ANY,
     DEFAULT_AREAS,
+    RANKED_AREAS,
     Asked,
     MaskAttribution,
     any_areas,
@@ -60,7 +62,7 @@ class InputMasks(MaskAttribution):
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: Target = None,
-        areas: float | Sequence[float] = DEFAULT_AREAS,
+        areas: float | Sequence[float] | None = DEFAULT_AREAS,
         additional_forward_args: object = None,
         *,
         game: Game = "preservation",
@@ -68,18 +70,23 @@ class InputMasks(MaskAttribution):
         seed: int = 0,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """The mean of the masks over the areas, in the form that the site gives it."""
+        """The mean of the masks over the areas, in the form that the site gives it.
+
+        With ``areas=None`` the ranking of the places, see `ExtremalPerturbation`.
+        """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        laid = self._laid(inputs, areas, asked, self._own_site)
-        found, site = self._found(laid, inputs, seed, show_progress)
-        attributions = site.attributions(found.means)
+        ranks = areas is None
+        wanted = ANY if areas is None else areas
+        laid = self._laid(inputs, wanted, asked, self._own_site)
+        found, site = self._found(laid, inputs, seed, show_progress, ranks)
+        attributions = site.attributions(found.of_images(ranks))
         return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
 
     def optimize(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: Target = None,
-        areas: float | Sequence[float] = DEFAULT_AREAS,
+        areas: float | Sequence[float] | None = DEFAULT_AREAS,
         additional_forward_args: object = None,
         *,
         game: Game = "preservation",
@@ -89,8 +96,9 @@ class InputMasks(MaskAttribution):
     ) -> ExtremalResult:
         """The masks themselves, their scores and how they were found."""
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        laid = self._laid(inputs, areas, asked, self._own_site)
-        found, _ = self._found(laid, inputs, seed, show_progress)
+        wanted = RANKED_AREAS if areas is None else areas
+        laid = self._laid(inputs, wanted, asked, self._own_site)
+        found, _ = self._found(laid, inputs, seed, show_progress, areas is None)
         return self._result(found, inputs)
 
     def evaluate(
@@ -141,12 +149,13 @@ class InputMasks(MaskAttribution):
         inputs: Tensor | tuple[Tensor, ...],
         seed: int,
         show_progress: bool,
+        ranks: bool,
         **about: object,
     ) -> tuple[Found, Site]:
         """The search; at Ctrl-C it raises what was found."""
         seed = checks.check_count("seed", seed, minimum=0)
         with laid as (problem, site, watch):
-            found = self._run(problem, site, watch, seed, show_progress, **about)
+            found = self._run(problem, site, watch, seed, show_progress, ranks, **about)
         if found.ended == "interrupt":
             raise SearchInterrupted(self._result(found, inputs))
         return found, site
@@ -154,7 +163,10 @@ class InputMasks(MaskAttribution):
     def _result(
         self, found: Found, inputs: Tensor | tuple[Tensor, ...]
     ) -> ExtremalResult:
-        return found.result(ExtremalResult, one=not isinstance(inputs, tuple))
+        one, ranking = not isinstance(inputs, tuple), found.ranking
+        return found.result(
+            ExtremalResult, one, ranking=ranking[0] if ranking and one else ranking
+        )
 
     def _rewards(
         self,

@@ -161,7 +161,7 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
         found, site = self._optimize(inputs, areas, asked, about, seed, show_progress)
         if found.ended == "interrupt":
             raise SearchInterrupted(self._result(found, site))
-        attributions = site.attributions(found.means)
+        attributions = site.attributions(found.of_images(ranks=False))
         return attributions if len(attributions) > 1 else attributions[0]
 
     def optimize(

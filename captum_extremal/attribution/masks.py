@@ -20,6 +20,12 @@ from captum_extremal.solvers import LevelSetSolver, Problem, Solver, SwapSolver
 from captum_extremal.solvers.rewards import GAMES, Game, Reward, simple_reward
 
 DEFAULT_AREAS = (0.05, 0.1, 0.2)
+ANY = (0.5,)  # an area where none matters
+# Of the nested masks of a ranking, where none are asked for.
+RANKED_AREAS = (
+    *(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25),
+    *(0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)
 
 
 SiteT = TypeVar("SiteT", bound=Site)
@@ -53,6 +59,18 @@ def any_areas(masks: tuple[Tensor, ...]) -> tuple[float, ...]:
         checks.check_floating("masks", mask)
     count = masks[0].shape[1] if masks and masks[0].dim() > 1 else 1
     return (1.0,) * max(1, count)
+
+
+def _ranking(solver: Solver, site: Site) -> Solver:
+    """The solver as one that puts all places in an order, if it is one."""
+    make = getattr(solver, "for_ranking", None)
+    if make is None or site.spread is not None:
+        raise ValueError(
+            "areas must be given where nothing ranks all places, got None for "
+            + (type(solver).__name__ if make is None else "groups of features")
+        )
+    ranker: Solver = make()
+    return ranker
 
 
 class MaskAttribution(OnModel, PerturbationAttribution):
@@ -133,10 +151,13 @@ class MaskAttribution(OnModel, PerturbationAttribution):
         watch: Watch,
         seed: int,
         show_progress: bool,
+        ranks: bool = False,
         **about: Any,  # noqa: ANN401
     ) -> Found:
         """The masks of a problem in the form that a result holds, judged."""
         solver = site.solver if self._solver is None else self._solver
+        if ranks:
+            solver = _ranking(solver, site)
         found = run(problem, solver, seed, show_progress, self.get_name(), watch)
         settings = settings_of(
             self.get_name(),

@@ -90,6 +90,7 @@ class Found:
             the fully perturbed inputs: (N, A), (N, A), (N,), (N,).
         history: Named series of the search, each (N, A, T).
         ended: What ended the search.
+        ranking: For each tensor (N, 1, *S), see `Solution`; None where there is none.
         areas: The areas, as asked for.
         settings: What the run was asked to do; JSON-serialisable.
     """
@@ -98,6 +99,7 @@ class Found:
     scores: dict[str, Tensor]
     history: dict[str, Tensor]
     ended: Ended
+    ranking: tuple[Tensor, ...] | None = None
     areas: tuple[int | float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -110,10 +112,12 @@ class Found:
             settings=self.settings,
         )
 
-    @property
-    def means(self) -> tuple[Tensor, ...]:
-        """The mean of each image's masks over the areas."""
-        return tuple(mask.mean(dim=1) for mask in self.masks)
+    def of_images(self, ranks: bool) -> tuple[Tensor, ...]:
+        """The ranking, or the mean of the masks over the areas: (N, 1, *S) each."""
+        if not ranks:
+            return tuple(mask.mean(dim=1) for mask in self.masks)
+        assert self.ranking is not None
+        return self.ranking
 
 
 def run(
@@ -147,6 +151,7 @@ def run(
             for name, series in solution.history.items()
         },
         solution.ended,
+        solution.ranking if problem.spread is None else None,
     )
 
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from captum_extremal._base.axes import scales
 from captum_extremal.masks.area import area_count
 
+EDGE = 0.018  # half the width of an edge by default, see `edge_widths`
+
 # Numbers at a time, a megabyte: about a second-level cache; and in a line of it.
 _CPU_CHUNK = 2**18
 _CPU_LINE = 16
@@ -56,6 +58,27 @@ def largest(values: Tensor, counts: Sequence[int]) -> Tensor:
         else:
             regions[rows] = _largest_of_few(numbers[rows], count)
     return regions.view(values.shape)
+
+
+def places(values: Tensor) -> Tensor:
+    """The place of each value among those of its row, from 1, the largest, to 0.
+
+    Args:
+        values: (K, *S).
+
+    Returns:
+        (K, *S) float32, evenly spaced; of ties the first in memory order are larger.
+
+    Example:
+        >>> places(torch.tensor([[3.0, 5.0, 1.0, 5.0, 2.0]]))
+        tensor([[0.5000, 1.0000, 0.0000, 0.7500, 0.2500]])
+    """
+    order = values.flatten(1).argsort(dim=1, descending=True, stable=True)
+    number = order.shape[1]
+    steps = torch.linspace(1, 0, number, dtype=torch.float64, device=values.device)
+    found = torch.empty(order.shape, dtype=torch.float32, device=values.device)
+    found.scatter_(1, order, steps.float().expand_as(found))
+    return found.view(values.shape)
 
 
 def binary(masks: Tensor, areas: Sequence[float]) -> Tensor:
@@ -205,6 +228,38 @@ def _squares(regions: Tensor, widths: Sequence[float]) -> Tensor:
             steps = _steps_to_border(regions.reshape(lines)[place], reach)
             torch.minimum(nearest, (steps * pixel).square_(), out=nearest)
             squares.view(lines)[place] = nearest
+    return squares
+
+
+def squares_to(places: Tensor, radii: Sequence[float], most: float) -> Tensor:
+    """Squared distance of each pixel to the nearest of some places, (K, *S).
+
+    Args:
+        places: (K, *S) bool.
+        radii: The length of a distance of 1 along each axis, in pixels; along one of
+            less than 1 there is no way.
+        most: Up to this distance it is exact, and beyond it no less.
+
+    Returns:
+        In pixels of the axis of the largest radius.
+
+    Example:
+        >>> places = torch.tensor([[True, False, False, False, False]])
+        >>> squares_to(places, [2.0], 1.5)
+        tensor([[ 0.,  1.,  4.,  9., 25.]])
+    """
+    widest = max(radii)
+    far = float((math.ceil(most * widest) + 2) ** 2)
+    squares = torch.where(places, 0.0, far)
+    for axis, radius in enumerate(radii, start=1):
+        if radius < 1:
+            continue
+        reach = min(math.ceil(most * radius), places.shape[axis] - 1)
+        lines = squares.view(math.prod(places.shape[:axis]), places.shape[axis], -1)
+        for rows, columns in _pieces(lines):
+            nearest = lines[rows, :, columns].contiguous()
+            _spread_along(nearest, reach, widest / radius)
+            lines[rows, :, columns] = nearest
     return squares
 
 

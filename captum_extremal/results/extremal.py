@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_extremal._base import files
+from captum_extremal._base.checks import check_areas, check_non_negative
 from captum_extremal.curve import Curve, monotonic, smallest_sufficient
+from captum_extremal.masks.area import area_count
+from captum_extremal.masks.edges import EDGE, edge_widths, largest, smooth_edges
 
 if TYPE_CHECKING:
     from captum_extremal.extremality import Extremality, Method
@@ -42,6 +45,9 @@ class ExtremalResult:
         history: Named series of the search, each (N, A, T) for T iterations, NaN after
             a search's early end.
         settings: What the run was asked to do; JSON-serialisable.
+        ranking: The place of every pixel, (N, 1, *S) float32 in [0, 1], evenly spaced:
+            1 for what is kept even at the smallest area. A tuple if the inputs were
+            one; None from solvers that do not rank, and for groups of features.
 
     Example:
         >>> import torch
@@ -67,6 +73,47 @@ class ExtremalResult:
     perturbed_score: Tensor
     history: dict[str, Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    ranking: Tensor | tuple[Tensor, ...] | None = None
+
+    def mask_at(
+        self, area: float, *, edge: float = EDGE
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The mask of any area: the pixels that the ranking puts first.
+
+        Masks of growing areas are nested. Those in ``masks`` were refined, each for its
+        own area, and score higher.
+
+        Args:
+            area: Fraction of the pixels, in (0, 1].
+            edge: Half the width of the mask's edge, as of `LevelSetSolver`.
+
+        Returns:
+            (N, 1, *S), with ``round(area * pixels)`` pixels at or above 0.5; a tuple if
+            the inputs were one.
+
+        Raises:
+            ValueError: If there is no ranking, or the area lies outside (0, 1].
+            TypeError: If an argument is no number.
+
+        Example:
+            >>> import torch
+            >>> from captum_extremal import ExtremalPerturbation
+            >>> method = ExtremalPerturbation(lambda x: x[..., :4].mean((1, 2)), "fade")
+            >>> result = method.optimize(torch.ones(1, 1, 8), areas=None)
+            >>> result.mask_at(0.5)
+            tensor([[[1., 1., 1., 1., 0., 0., 0., 0.]]])
+        """
+        (share,) = check_areas(area)
+        check_non_negative("edge", edge)
+        if self.ranking is None:
+            raise ValueError("mask_at takes a ranking; this result has none")
+        rankings = self.ranking if isinstance(self.ranking, tuple) else (self.ranking,)
+        masks = []
+        for ranking in rankings:
+            count = area_count(ranking[0].numel(), share)
+            region = largest(ranking.squeeze(1), [count])
+            masks.append(smooth_edges(region, edge_widths(edge, ranking.shape[2:])))
+        return tuple(masks) if isinstance(self.ranking, tuple) else masks[0]
 
     def smallest_sufficient_area(
         self, threshold: float | Tensor | None = None
@@ -189,6 +236,8 @@ class ExtremalResult:
         """
         tensors = {name: getattr(self, name) for name in files.SCORES}
         tensors |= files.packed("masks", self.masks)
+        if self.ranking is not None:
+            tensors |= files.packed("ranking", self.ranking)
         tensors |= {f"history.{name}": s for name, s in self.history.items()}
         about = {
             "format": _FORMAT,
@@ -274,4 +323,7 @@ class ExtremalResult:
             **{name: tensors[name] for name in files.SCORES},
             history=files.named("history.", tensors),
             settings=about["settings"],
+            ranking=files.unpacked("ranking", tensors, about["is_tuple"])
+            if "ranking.0" in tensors
+            else None,
         )

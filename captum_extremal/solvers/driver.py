@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,6 +88,23 @@ class Run(Protocol):
 
     def masks(self) -> Masks:
         """The best masks so far, at exactly the asked areas."""
+        ...
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """A `Run` that puts all pixels in an order, too.
+
+    Example:
+        >>> from captum_extremal import LevelSetSolver
+        >>> x = torch.ones(1, 2, 1, 8, 8)
+        >>> problem = Problem(lambda x, _: x[0].sum((1, 2, 3)), (x,), [0.5])
+        >>> isinstance(LevelSetSolver().start(problem, seed=0), Ranks)
+        True
+    """
+
+    def ranking(self) -> Masks:
+        """For each input tensor (N, 1, *S), see `Solution`."""
         ...
 
 
@@ -167,7 +184,8 @@ class StepwiseSolver:
                 if stop():
                     break
             masks = run.masks()
-        return Solution(masks, run.history, stop.ended)
+            ranking = run.ranking() if isinstance(run, Ranks) else None
+        return Solution(masks, run.history, stop.ended, ranking)
 
 
 _S = TypeVar("_S", bound=StepwiseSolver)

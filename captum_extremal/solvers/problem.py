@@ -384,6 +384,9 @@ class Solution:
             cell's area when binarised at 0.5.
         history: Named series of the run, each (T, K) for T iterations; NaN after a
             cell's end.
+        ranking: For each input tensor the place of every pixel, (N, 1, *S) in [0, 1]:
+            1 for what the smallest area keeps first, 0 for what even the largest leaves
+            out longest; None from solvers that find none.
         ended: What ended the search: its ``"budget"``, a ``"time limit"`` or, by
             Ctrl-C, an ``"interrupt"``. The masks are the best found until then.
 
@@ -395,3 +398,4 @@ class Solution:
     masks: Masks
     history: dict[str, Tensor] = field(default_factory=dict)
     ended: Ended = "budget"
+    ranking: Masks | None = None

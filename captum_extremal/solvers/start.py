@@ -9,6 +9,7 @@ one side, half of the mask would end on the other.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from captum_extremal._base.axes import is_short
 from captum_extremal.masks.fields import Field, FreeField
-from captum_extremal.solvers.problem import Problem, View
-from captum_extremal.solvers.views import Copy
+from captum_extremal.solvers.problem import Problem
+from captum_extremal.solvers.views import Copy, random_shifts
 
 MIRRORING = 0.5  # part of a run that mirror images take part in at most
 _HEIGHTS = (0.2, 7 / 15, 11 / 15, 1.0)  # of the uniform masks
@@ -42,7 +43,10 @@ class Start:
 
 
 def start(
-    problem: Problem, fields: Sequence[Field | FreeField], mirror: bool | None
+    problem: Problem,
+    fields: Sequence[Field | FreeField],
+    mirror: bool | None,
+    jitter: float = 0.0,
 ) -> Start:
     """Look at uniform masks, and at those of the mirror image where it may serve.
 
@@ -52,6 +56,8 @@ def start(
         mirror: True for each tensor with two spatial sizes, False for none. None for
             those whose axes are alike, and of them for the images where both `agree`;
             each tensor of an input decides for itself.
+        jitter: Each height is seen in a shifted copy, by up to this fraction of each
+            side; always the same shifts.
 
     Returns:
         Where to begin.
@@ -61,11 +67,11 @@ def start(
         torch.full((problem.num_images,), one, dtype=torch.bool, device=problem.device)
         for one in may
     ]
-    usual = _gradients(problem, fields, None)
+    usual = _gradients(problem, fields, False, jitter)
     if not any(may):
         none = torch.zeros(problem.num_images, dtype=torch.bool, device=problem.device)
         return Start(usual, [none] * problem.num_tensors)
-    other = _gradients(problem, fields, Copy(mirrored, ()))
+    other = _gradients(problem, fields, mirrored, jitter)
     if mirror is None:
         mirrored = [
             flags & agree(one, two, problem.areas)
@@ -85,12 +91,17 @@ def _may_mirror(choice: bool | None, size: Sequence[int]) -> bool:
 
 
 def _gradients(
-    problem: Problem, fields: Sequence[Field | FreeField], view: View | None
+    problem: Problem,
+    fields: Sequence[Field | FreeField],
+    mirrored: bool | Sequence[Tensor],
+    jitter: float,
 ) -> list[Tensor]:
     """Of each field's parameters, (N, *points), mean over the heights."""
     first = torch.arange(problem.num_images, device=problem.device) * len(problem.areas)
     total = [torch.zeros(())] * len(fields)
+    unmoved = random.Random(0)  # the same shifts in every run
     for height in _HEIGHTS:
+        view = Copy(mirrored, random_shifts(unmoved, jitter))
         masks = tuple(
             torch.full((), height, device=first.device).expand(len(first), 1, *size)
             for size in problem.sizes

@@ -3,7 +3,7 @@ r"""`SwapSolver`: masks of positions that are no neighbours, of exactly n each.
 Such positions are the channels of a layer, groups of input features, the tokens of a
 transformer. It looks for the n of K that score best:
 
-1. ascent as in `LevelSetSolver`, on a field without smoothness: one parameter a
+1. ascent as `ascent` tells, on a field without smoothness: one parameter a
    position, whose n largest are the mask. The mask is soft while it is sought and its
    edge narrows; the count is exact at every step.
 2. the n positions of the highest value times gradient take its place where they score
@@ -16,19 +16,35 @@ transformer. It looks for the n of K that score best:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_count
+from captum_extremal._base.checks import check_count, check_positive
 from captum_extremal.masks.edges import binary
 from captum_extremal.masks.fields import FreeField
-from captum_extremal.solvers.driver import StepwiseSolver
-from captum_extremal.solvers.level_set import Ascent, LevelSetSolver
+from captum_extremal.solvers.ascent import (
+    SPREAD,
+    Ascent,
+    check_softness,
+    delivered_masks,
+    falling,
+    geometric,
+    or_random,
+    portions,
+    standardised,
+)
+from captum_extremal.solvers.driver import History, StepwiseSolver
 from captum_extremal.solvers.problem import Masks, Problem, check_gradients
+from captum_extremal.solvers.start import start
 
+_EXCHANGES = (0.5, 0.75)  # parts of the ascent after which fields are compared
+_TIE = 1e-4  # share of a reward within which rounding must not decide
 _TRIED = 16  # exchanges of single positions a round
 _TOGETHER = (2, 4, 8)  # positions that are exchanged at once
 _SHORTLIST = 128  # positions on either side that an exchange is chosen from
@@ -72,8 +88,12 @@ class SwapSolver(StepwiseSolver):
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
+        check_count("iterations", self.iterations)
+        check_positive("learning_rate", self.learning_rate)
+        check_softness(self.softness)
         check_count("rounds", self.rounds, minimum=0)
-        self._ascent()
+        if self.time_limit is not None:
+            check_positive("time_limit", self.time_limit)
 
     @property
     def total_steps(self) -> int:
@@ -82,28 +102,17 @@ class SwapSolver(StepwiseSolver):
 
     def start(self, problem: Problem, seed: int) -> _Run:
         """Begin: the ascent."""
-        fields = [FreeField(size) for size in problem.sizes]
-        ascent = Ascent(self._ascent(), problem, seed, fields)
-        return _Run(ascent, self.rounds)
+        return _Run(_Climb(self, problem, seed), self.rounds)
 
-    def _ascent(self) -> LevelSetSolver:
-        return LevelSetSolver(
-            iterations=self.iterations,
-            learning_rate=self.learning_rate,
-            edge=0.0,
-            softness=self.softness,
-            first_area=0.0,
-            flat_background=False,
-            mirror=False,
-            jitter=0.0,
-            time_limit=self.time_limit,
-        )
+
+MasksOf = Callable[..., Masks]
+"""Fields' parameters, whose rows take ``areas=`` in turn -> their masks."""
 
 
 class _Run:
     """The ascent, then the swaps."""
 
-    def __init__(self, ascent: Ascent, rounds: int) -> None:
+    def __init__(self, ascent: _Climb, rounds: int) -> None:
         self._ascent = ascent
         self._swaps: _Swaps | None = None
         self._left = rounds
@@ -125,6 +134,113 @@ class _Run:
     def masks(self) -> Masks:
         """Zeros and ones."""
         return (self._swaps or self._ascent).masks()
+
+
+class _Climb:
+    """The ascent of free fields, in which the counts of an input compare notes."""
+
+    def __init__(self, settings: SwapSolver, problem: Problem, seed: int) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.random = random.Random(seed)
+        self.cells = torch.arange(problem.num_cells, device=problem.device)
+        self.fields = [FreeField(size) for size in problem.sizes]
+        begin = start(problem, self.fields, mirror=False)
+        params = [
+            or_random(standardised(values), seed).repeat_interleave(
+                len(problem.areas), dim=0
+            )
+            for values in begin.gradients
+        ]
+        self.ascent = Ascent(problem, self.fields, params, self.cells)
+        self.done = 0
+        self._history = History(settings.iterations, problem)
+        self._exchanges = {round(part * settings.iterations) for part in _EXCHANGES}
+
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """The rewards of each step."""
+        return self._history.series
+
+    def step(self) -> int:
+        """Move all fields, and compare them at times; in the end compare them alone."""
+        if self.done == self.settings.iterations:
+            self._check_finite()
+            self._exchange(self._binary_masks)
+            return 0
+        softness = self._softness(self.done)
+        if self.done in self._exchanges - {0}:
+            self._check_finite()
+            self._exchange(functools.partial(self.ascent.soft_masks, softness=softness))
+        drawn = min(1.0, softness * math.exp(self.random.uniform(-SPREAD, SPREAD)))
+        rewards, directions = self.ascent.directions(self.problem.areas, drawn)
+        self._history.write(self.done, slice(None), reward=rewards)
+        rate, steps = self.settings.learning_rate, self.settings.iterations
+        self.ascent.move(falling(rate, self.done, steps), directions)
+        self.done += 1
+        return 1
+
+    def masks(self) -> Masks:
+        """The largest values of each field as ones, the others as zeros."""
+        self._check_finite()
+        self.ascent.warn_of_blind_rows()
+        return self._binary_masks(self.ascent.params, self.problem.areas)
+
+    def _softness(self, step: int) -> float:
+        first, last = self.settings.softness
+        return geometric(first, last, step / max(1, self.settings.iterations - 1))
+
+    def _binary_masks(self, params: Sequence[Tensor], areas: Sequence[float]) -> Masks:
+        return delivered_masks(self.problem, self.fields, params, areas, edge=0.0)
+
+    def _exchange(self, masks_of: MasksOf) -> None:
+        """Let each cell have the best of its own field and its neighbours'."""
+        areas = self.problem.areas
+        # All fields are alike where the area is everything.
+        order = sorted(
+            (place for place, area in enumerate(areas) if area < 1),
+            key=areas.__getitem__,
+        )
+        if len(order) < 2:
+            return
+        source = self.cells.clone()
+        own = self._rewards(masks_of, order, order)
+        best = own.new_full(source.shape, torch.nan)
+        best[self._cells_of(order)] = own
+        for places, others in ((order[1:], order[:-1]), (order[:-1], order[1:])):
+            cells, candidates = self._cells_of(places), self._cells_of(others)
+            rewards = self._rewards(masks_of, others, places)
+            better = rewards > best[cells] + _TIE * best[cells].abs()
+            best[cells] = torch.where(better, rewards, best[cells])
+            source[cells] = torch.where(better, candidates, source[cells])
+        self.ascent.params = [values[source] for values in self.ascent.params]
+        self.ascent.momentum = [values[source] for values in self.ascent.momentum]
+
+    def _rewards(
+        self,
+        masks_of: MasksOf,
+        sources: Sequence[int],
+        places: Sequence[int],
+    ) -> Tensor:
+        """What fields of some areas are worth at others, in the input as it is."""
+        params = [params[self._cells_of(sources)] for params in self.ascent.params]
+        areas = self.problem.areas
+        cells, asked = self._cells_of(places), [areas[place] for place in places]
+        rewards = [
+            self.problem.rewards(
+                masks_of([p[rows] for p in params], areas=few), cells[rows]
+            )
+            for rows, few in portions(self.problem, len(cells), asked)
+        ]
+        return torch.cat(rewards)
+
+    def _cells_of(self, places: Sequence[int]) -> Tensor:
+        """The cells of these areas, of all images, image-major."""
+        firsts = self.cells[:: len(self.problem.areas), None]
+        return (firsts + torch.tensor(list(places), device=firsts.device)).flatten()
+
+    def _check_finite(self) -> None:
+        self.ascent.check_finite(self._history, self.done)
 
 
 class _Swaps:

@@ -6,6 +6,7 @@
 # make docs           the pages of docs/, the tutorials (executed where they changed) and
 #                     the API as HTML, in docs/_build/html
 # make bench          solvers and speed side by side with their peers, a few minutes
+# make pictures      the pictures of docs/ that show masks, made anew
 # make test-captum08  the contract with Captum, against captum 0.8, and its Insights
 #
 # Each target builds .venv from setup.cfg where it is missing or older than setup.cfg.
@@ -25,14 +26,14 @@ CORE_TESTS := tests/test_contract.py tests/test_architecture.py captum_extremal 
 	tests/test_class_channels.py tests/test_image_priors.py tests/test_rise.py \
 	tests/test_report.py tests/test_annotations.py tests/test_benchmark_analyses.py
 
-.PHONY: demo test quick lint docs bench test-captum08 clean
+.PHONY: demo test quick lint docs pictures bench test-captum08 clean
 
 demo: $(VENV)
 	$(BIN)/captum-extremal demo
 
 # One thread: the demo, the tutorials and the tests are small, and on a busy machine two
 # threads can be many times slower than one.
-demo test quick docs bench test-captum08: export OMP_NUM_THREADS := 1
+demo test quick docs pictures bench test-captum08: export OMP_NUM_THREADS := 1
 
 # Two workers, a process each: half the time where there are two cores. A browser beside
 # them may be too slow to answer, so that its tests come alone.
@@ -50,6 +51,9 @@ lint: $(VENV)
 
 docs: $(VENV)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+pictures: $(VENV)
+	$(BIN)/python studies/pictures.py
 
 # The quick modes; the docstrings of the two files tell the whole runs, which fill in the
 # tables of docs/. TorchRay's requirements are old, and nothing here needs them.

@@ -112,7 +112,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # By radius of the disks that masks are unions of, in pixels at 224.
     **{
         f"level-set-r{radius}": {"solver": LevelSetSolver(smoothness=radius)}
-        for radius in (0, 6, 9, 23)
+        for radius in (0, 9, 23)
     },
     "search": {"solver": SearchSolver()},
     "gradient": {"solver": GradientSolver()},

@@ -85,7 +85,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-50": resnet50,
 }
 SOLVERS: dict[str, Callable[[int], Solver]] = {
-    "level set": lambda n: LevelSetSolver(iterations=n),
+    "level set": lambda n: LevelSetSolver(iterations=n, shared=0.0),
     "gradient": lambda n: GradientSolver(iterations=n, tolerance=0),
 }
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_extremal._base.axes import is_short, scales
+from captum_extremal._base.axes import is_short, lattice_steps, scales
 from captum_extremal._base.checks import check_count, check_non_negative, check_positive
 from captum_extremal.masks.edges import EDGE, places
 from captum_extremal.masks.fields import Field
@@ -63,11 +63,11 @@ _SMALLEST = 0.02  # area of the exploration
 _SHRINKING = 0.5  # part of the exploration after which all areas take part
 _COARSE, _COARSE_UNTIL = 0.25, 0.8  # of the width of the first area; part
 _ANCHOR, _ANCHOR_UNTIL, _ANCHOR_LAST = 0.2, 0.8, 0.05
-_REFINING, _HOLD = 1 / 3, 0.05  # of the learning rate; pull in each step
+_REFINING, _HOLD = 0.25, 0.03  # of the learning rate; pull in each step
 _OVER_COLOUR = " over the mean colour, see LevelSetSolver(flat_background)"
 _RANKING = 0.35  # part of the steps that a ranking alone takes
 _SMOOTHNESS = 0.018  # of the length of an axis
-_EXPLORED, _BRANCHED = 4, 5  # times the last softness: where one ends, one begins
+_EXPLORED, _BRANCHED = 4, 8  # times the last softness: where one ends, one begins
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class LevelSetSolver(StepwiseSolver):
             is a smaller disk, and the last pixels of the exact area lie around the
             union.
         mask_step: Distance of the field's parameters in pixels, along all axes; None
-            scales with the input, 7 at 224.
+            scales with the input, 7 at 224, or is half of a larger ``smoothness``.
         first_area: The largest area of the exploration, and the only one at first: what
             a large mask can do without is found out before small ones have to choose.
         flat_background: Show what is left out by its mean colour in every second step
@@ -191,15 +191,28 @@ class LevelSetSolver(StepwiseSolver):
             return tuple(_SMOOTHNESS * length for length in lengths)
         return tuple(float(self.smoothness) if length else 0.0 for length in lengths)
 
+    def step_of(self, size: Sequence[int]) -> int | None:
+        """The field's distance of parameters, None for the usual one of this size.
+
+        Example:
+            >>> LevelSetSolver().step_of((224, 224))
+            >>> LevelSetSolver(smoothness=23).step_of((224, 224))
+            12
+        """
+        if self.mask_step is not None or self.smoothness is None:
+            return self.mask_step
+        wide = round(self.smoothness / 2)
+        return wide if wide > max(lattice_steps(size)) else None
+
     @classmethod
     def fast(cls) -> LevelSetSolver:
-        """A first look: less than half the work, of which more is shared.
+        """A first look, for less than half the work.
 
         Example:
             >>> LevelSetSolver.fast().iterations < LevelSetSolver().iterations
             True
         """
-        return cls(iterations=34, shared=0.6)
+        return cls(iterations=36, shared=1 / 3)
 
     def for_ranking(self) -> LevelSetSolver:
         """The same for `Solution.ranking` alone: all steps are shared, fewer in all.
@@ -226,7 +239,8 @@ class _Run:
         if settings.flat_background and problem.spread is None:
             self.shown.append(problem.over_mean_colour())
         self.fields = [
-            Field(size, settings.mask_step, problem.device) for size in problem.sizes
+            Field(size, settings.step_of(size), problem.device)
+            for size in problem.sizes
         ]
         self.done = 0
         self.shared = round(settings.shared * settings.iterations)
@@ -335,7 +349,7 @@ class _Run:
             views.append(
                 _Shown(
                     area,
-                    self._drawn(softness, SPREAD),
+                    self._drawn(softness),
                     self.shown[(step + len(views)) % len(self.shown)],
                     Copy(self.mirrored if mirrors else False, shifts),
                 )
@@ -416,7 +430,7 @@ class _Run:
         softness = geometric(min(first, _BRANCHED * last), last, part)
         rewards, directions = self.cells.directions(
             self.problem.areas,
-            self._drawn(softness, SPREAD / 2),
+            self._drawn(softness),
             self.shown[step % len(self.shown)],
         )
         self._history.write(self.done, slice(None), reward=rewards)
@@ -424,8 +438,8 @@ class _Run:
         self.cells.move(falling(rate, step, steps), directions)
         self.cells.pull(self.branches, _HOLD)
 
-    def _drawn(self, softness: float, spread: float) -> float:
-        return min(1.0, softness * math.exp(self.random.uniform(-spread, spread)))
+    def _drawn(self, softness: float) -> float:
+        return min(1.0, softness * math.exp(self.random.uniform(-SPREAD, SPREAD)))
 
     def _check_finite(self) -> None:
         assert self.cells is not None

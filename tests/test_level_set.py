@@ -44,7 +44,7 @@ def test_the_mask_is_smooth_by_the_guarantee():
     ("areas", "start", "options"),
     [
         ((0.1,), 16, {"mirror": True}),
-        ((0.1, 0.2), 16, {}),  # the model looks at one side
+        ((0.1, 0.2), 12, {}),  # the model looks at one side
         ((0.1, 0.2, 0.3), 8, {"mirror": False}),
         ((0.1, 0.2), 4, {"mirror": False, "flat_background": False}),
     ],
@@ -79,6 +79,16 @@ def test_a_ranking_costs_the_same_for_any_number_of_areas():
     assert cost(many) == cost((0.2,)) <= 130
 
 
+def test_a_first_look_takes_less_than_half_the_work():
+    def cost(solver):
+        seen = []
+        problem = problem_of(lambda x: seen.append(len(x)) or see(x), (0.05, 0.1, 0.2))
+        solver.solve(problem)
+        return sum(seen)
+
+    assert 2 * cost(LevelSetSolver.fast()) < cost(LevelSetSolver())
+
+
 def test_a_mask_does_not_depend_on_the_other_areas():
     (alone,) = solve(areas=(0.11,)).masks
     (beside,) = solve(areas=(0.05, 0.11, 0.4)).masks
@@ -111,7 +121,7 @@ def test_blurred_remains_do_not_stand_in_for_a_large_object():
         return float(kept[4:20].float().sum() / kept.sum())
 
     assert share_on_the_object(flat_background=False) < 0.1
-    assert share_on_the_object() > 0.5
+    assert share_on_the_object() > 0.3
 
 
 def steps_of(solver, areas=(0.1,), **options):
@@ -315,6 +325,58 @@ def test_a_score_that_breaks_over_the_mean_colour_says_so():
 
 
 # --- the answer: stable, smooth, in an order ---
+
+
+def test_the_anchor_stays_where_it_is():
+    with torch.no_grad():
+        run = LevelSetSolver(iterations=20).start(problem_of(), 3)
+        while run.done < run.survey:
+            run.step()
+        before = run.anchor[0].clone()
+        while run.step():
+            pass
+    assert torch.equal(run.anchor[0], before)
+    assert not torch.equal(run.images.params[0], before)
+
+
+def two_sided(x):
+    """The mirror serves at large areas, not at small ones."""
+    spot, broad = x[:, 0, 14:18, 4:8], x[:, 0, 6:26, 6:26]
+    return 3 * spot.mean(dim=(1, 2)) + 3 * broad.mean(dim=(1, 2))
+
+
+def test_the_ranking_does_not_depend_on_what_is_asked_for():
+    method = ExtremalPerturbation(two_sided, "fade", LevelSetSolver(iterations=20))
+    inputs = torch.ones(1, 1, *SIZE)
+    ranking = method.attribute(inputs, areas=None)
+    assert torch.equal(ranking, method.optimize(inputs, areas=None).ranking)
+    masks = [method.optimize(inputs, areas=a).masks[0, 0] for a in (0.1, [0.1, 0.5])]
+    assert torch.equal(*masks)
+
+
+def test_masks_of_a_ranking_are_nested_whatever_the_smoothness():
+    solver = LevelSetSolver(iterations=20, smoothness=6)
+    method = ExtremalPerturbation(two_sided, "fade", solver)
+    kept = method.optimize(torch.ones(1, 1, *SIZE), areas=None).masks[0, :, 0] >= 0.5
+    assert not (kept[:-1] & ~kept[1:]).any()
+
+
+def test_the_first_area_may_be_none():
+    assert solve(dataclasses.replace(EXACT, first_area=0)).masks[0].shape[0] == 1
+
+
+def test_a_model_that_normalises_each_image_can_play_the_hybrid_game():
+    def score(x, _):
+        flat = x[0].flatten(1)
+        scaled = (flat - flat.mean(1, keepdim=True)) / (
+            flat.std(1, keepdim=True) + 1e-5
+        )
+        return scaled.view_as(x[0])[:, 0, 4:10, 4:10].mean(dim=(1, 2))
+
+    image = 0.1 * noise(1, 1, *SIZE)
+    image[..., 4:10, 4:10] += 0.8
+    found = FAST.solve(blurred_problem(score, image, areas=(0.1,), game="hybrid"))
+    assert int((found.masks[0][0, 0, 4:10, 4:10] >= 0.5).sum()) >= 30
 
 
 def spots(x):

@@ -56,13 +56,22 @@ def test_regions_are_exact_unions_of_disks_but_for_rounding(size, radius, seed):
         assert outside_of_disks(region, radius - 1) <= 0.25 * surface
 
 
-def test_a_mask_smaller_than_a_disk_is_a_smaller_disk():
-    values = fields((64, 64), 1)
-    (region,) = unions(values, [100], [12.0, 12.0])
-    assert int(region.sum()) == 100
-    rows, columns = region.nonzero(as_tuple=True)
-    spread = (rows.float().var() + columns.float().var()).sqrt()
-    assert float(spread) < 1.1 * (100 / (2 * np.pi)) ** 0.5  # that of a disk
+@pytest.mark.parametrize("count", [4, 16, 100])
+def test_a_mask_smaller_than_a_disk_is_a_smaller_disk(count):
+    # Not at the border, which cuts disks.
+    values = fields((64, 64), 100, 3)
+    values[:, :6] = values[:, -6:] = values[:, :, :6] = values[:, :, -6:] = -9
+    for region in unions(values, [count], [12.0, 12.0]):
+        assert int(region.sum()) == count
+        rows, columns = (place.float() for place in region.nonzero(as_tuple=True))
+        spread = (rows.var(correction=0) + columns.var(correction=0)).sqrt()
+        assert float(spread) < 1.15 * (count / (2 * np.pi)) ** 0.5  # that of a disk
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 3), (4, 8, 8), (5,)])
+def test_disks_larger_than_the_input_are_cut(size):
+    regions = unions(fields(size, 2), [3], [30.0] * len(size))
+    assert regions.flatten(1).sum(dim=1).tolist() == [3, 3]
 
 
 def test_specks_are_left_out_and_what_is_wide_stays():

@@ -51,6 +51,7 @@ def unions(values: Tensor, counts: Sequence[int], radii: Sequence[float]) -> Ten
     """
     if max(radii) < 1:
         return largest(values, counts)
+    values = values.contiguous()
     steps = [max(1, math.floor(radius / _FINE)) for radius in radii]
     starts = [
         (side - 1) % step // 2
@@ -65,14 +66,24 @@ def unions(values: Tensor, counts: Sequence[int], radii: Sequence[float]) -> Ten
     rows = torch.arange(len(values), device=values.device)
     wanted = [max(1, math.floor(count * share)) for count in counts]
     least = _least(opened.flatten(1), wanted, rows % len(counts))
-    best = fits.flatten(1).amax(dim=1)
-    centres = fits >= torch.minimum(least, best).view(-1, *[1] * (values.dim() - 1))
+    alone = (-1, *[1] * (values.dim() - 1))
+    centres = fits >= least.view(alone)
+    none = ~centres.flatten(1).any(dim=1).view(alone)
+    centres |= _best(fits, coarse) & none
     every = torch.zeros_like(values, dtype=torch.bool)
     every[places] = centres
     squares = squares_to(every, radii, _GROWTH)
     # Of pixels as far as others those with the larger values.
     tie = values - values.flatten(1).mean(dim=1).view(-1, *[1] * (values.dim() - 1))
     return largest(tie.sigmoid_().mul_(0.5).sub_(squares), counts)
+
+
+def _best(fits: Tensor, values: Tensor) -> Tensor:
+    """One place of each row: of those where a disk fits best that of most value."""
+    top = fits == fits.flatten(1).amax(dim=1).view(-1, *[1] * (fits.dim() - 1))
+    place = values.masked_fill(~top, -torch.inf).flatten(1).argmax(dim=1)
+    found = torch.zeros_like(fits, dtype=torch.bool).flatten(1)
+    return found.scatter_(1, place[:, None], True).view(fits.shape)
 
 
 def _least(opened: Tensor, wanted: Sequence[int], areas: Tensor) -> Tensor:
@@ -91,13 +102,18 @@ def _largest_around(values: Tensor, reach: Sequence[float]) -> Tensor:
     """Of each place the largest value within an ellipse, (K, *S)."""
     found = torch.full_like(values, -torch.inf)
     rows = values.flatten(0, -2).unsqueeze(1)
-    sides = [range(-math.floor(each), math.floor(each) + 1) for each in reach[:-1]]
+    most = [
+        min(math.floor(each), side - 1)
+        for each, side in zip(reach, values.shape[1:], strict=True)
+    ]
+    sides = [range(-each, each + 1) for each in most[:-1]]
     for offsets in itertools.product(*sides):
         # Of the ellipse a line along the last axis, so many steps to either side.
         taken = sum((o / r) ** 2 for o, r in zip(offsets, reach, strict=False) if o)
         if taken > 1:
             continue
         half = math.floor(reach[-1] * math.sqrt(1 - taken) + 1e-6)
+        half = min(half, most[-1])
         lines = F.max_pool1d(rows, 2 * half + 1, stride=1, padding=half)
         here, there = [slice(None)], [slice(None)]
         for offset, side in zip(offsets, values.shape[1:], strict=False):

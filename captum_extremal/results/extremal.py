@@ -81,7 +81,7 @@ class ExtremalResult:
         """The mask of any area: the pixels that the ranking puts first.
 
         Masks of growing areas are nested. Those in ``masks`` were refined, each for its
-        own area, and score higher.
+        own area, and score higher as a rule, unless the areas were None.
 
         Args:
             area: Fraction of the pixels, in (0, 1].
@@ -103,6 +103,8 @@ class ExtremalResult:
             >>> result.mask_at(0.5)
             tensor([[[1., 1., 1., 1., 0., 0., 0., 0.]]])
         """
+        if isinstance(area, list | tuple):
+            raise TypeError(f"area must be one number, got {area!r}")
         (share,) = check_areas(area)
         check_non_negative("edge", edge)
         if self.ranking is None:

@@ -46,7 +46,7 @@ def start(
     problem: Problem,
     fields: Sequence[Field | FreeField],
     mirror: bool | None,
-    jitter: float = 0.0,
+    areas: Sequence[float] | None = None,
 ) -> Start:
     """Look at uniform masks, and at those of the mirror image where it may serve.
 
@@ -56,8 +56,7 @@ def start(
         mirror: True for each tensor with two spatial sizes, False for none. None for
             those whose axes are alike, and of them for the images where both `agree`;
             each tensor of an input decides for itself.
-        jitter: Each height is seen in a shifted copy, by up to this fraction of each
-            side; always the same shifts.
+        areas: At which both must agree; None for those of the problem.
 
     Returns:
         Where to begin.
@@ -67,21 +66,51 @@ def start(
         torch.full((problem.num_images,), one, dtype=torch.bool, device=problem.device)
         for one in may
     ]
-    usual = _gradients(problem, fields, False, jitter)
+    usual = _gradients(problem, fields, False)
     if not any(may):
         none = torch.zeros(problem.num_images, dtype=torch.bool, device=problem.device)
         return Start(usual, [none] * problem.num_tensors)
-    other = _gradients(problem, fields, mirrored, jitter)
+    other = _gradients(problem, fields, mirrored)
     if mirror is None:
         mirrored = [
-            flags & agree(one, two, problem.areas)
+            flags & agree(one, two, areas or problem.areas)
             for flags, one, two in zip(mirrored, usual, other, strict=True)
         ]
-    total = [
+    return Start(_means(mirrored, usual, other), mirrored)
+
+
+def first_gradients(
+    problem: Problem,
+    fields: Sequence[Field | FreeField],
+    mirrored: Sequence[Tensor],
+    jitter: float,
+) -> list[Tensor]:
+    """The gradients of a `Start` whose mirror images are known.
+
+    Args:
+        problem: What a mask is worth.
+        fields: One for each tensor of the input.
+        mirrored: As of a `Start`.
+        jitter: Each height is seen in a shifted copy, by up to this fraction of each
+            side; always the same shifts.
+
+    Returns:
+        As of a `Start`.
+    """
+    usual = _gradients(problem, fields, False, jitter)
+    if not any(bool(flags.any()) for flags in mirrored):
+        return usual
+    return _means(mirrored, usual, _gradients(problem, fields, mirrored, jitter))
+
+
+def _means(
+    mirrored: Sequence[Tensor], usual: Sequence[Tensor], other: Sequence[Tensor]
+) -> list[Tensor]:
+    """Of both images where the mirror image is shown."""
+    return [
         torch.where(flags.view(-1, *[1] * (one.dim() - 1)), (one + two) / 2, one)
         for flags, one, two in zip(mirrored, usual, other, strict=True)
     ]
-    return Start(total, mirrored)
 
 
 def _may_mirror(choice: bool | None, size: Sequence[int]) -> bool:
@@ -94,7 +123,7 @@ def _gradients(
     problem: Problem,
     fields: Sequence[Field | FreeField],
     mirrored: bool | Sequence[Tensor],
-    jitter: float,
+    jitter: float = 0.0,
 ) -> list[Tensor]:
     """Of each field's parameters, (N, *points), mean over the heights."""
     first = torch.arange(problem.num_images, device=problem.device) * len(problem.areas)

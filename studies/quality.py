@@ -384,33 +384,36 @@ def write_report() -> None:
     tuned = {Path(rows[place]["file"]).stem for place in TUNED_ON}
     held_out = sorted({image for found in records.values() for image in found} - tuned)
     text = (DOCS / "quality.md").read_text()
-    contents = {"means": means_table(records, ("level-set", *OTHERS))}
+    contents = {"means": means_table(records, (DEFAULT, *OTHERS))}
     for against in OTHERS:
         contents[against] = paired_table(records, DEFAULT, against, held_out)
-    for name in (DEFAULT, "level-set-fast"):
-        content = paired_table(records, name, BEFORE, held_out)
-        contents[f"{name} and before"] = content
-    for without in ("level-set-still", "level-set-blur"):
-        contents[without] = paired_table(records, DEFAULT, without, held_out)
-    radii = [
-        name
-        for name in METHODS
-        if name[len(DEFAULT) :].startswith("-r") and name[-1].isdigit()
-    ]
-    contents["smoothness"] = pieces_table(records, [DEFAULT, *radii])
+    last = {Path(row["file"]).stem for row in rows[HELD_OUT:]}
+    unseen = {
+        name: {image: found[image] for image in found if image in last}
+        for name, found in records.items()
+    }
     same = [DEFAULT, "level-set-fast", "level-set-ranking", BEFORE]
-    contents["pieces"] = pieces_table(records, same)
+    contents["pieces"] = pieces_table(unseen, same)
+    for name in same[:2]:
+        contents[f"{name} and before"] = paired_table(unseen, name, BEFORE, held_out)
+    radii = [
+        name for name in METHODS if name.startswith("level-set-r") and name in records
+    ]
+    radii = [name for name in radii if name != "level-set-ranking"]
+    if radii:
+        contents["smoothness"] = pieces_table(records, [DEFAULT, *radii])
     played = RESULTS / "pointing"
-    if (played / DEFAULT).is_dir():
+    if played.is_dir():
         hits = records_of(played)
         names = [name for name in METHODS if name in hits]
-        contents["pointing"] = pointing_table(hits, names, DEFAULT)
+        ours = DEFAULT if DEFAULT in hits else BEFORE
+        contents["pointing"] = pointing_table(hits, [ours, *names], ours)
     if any("@" in name for name in records):
         families = {
             base: [n for n in records if n == base or n.startswith(f"{base}@")]
-            for base in (*BUDGETS, "torchray", "paper")
+            for base in (BEFORE, *BUDGETS, "torchray", "paper")
         }
-        families = {base: names for base, names in families.items() if names}
+        families = {base: n for base, n in families.items() if len(n) > 1}
         images = budget_figure(records, families, DOCS / "images" / "budget.png")
         contents["budget"] = f"Means over {images} held-out images and three areas."
     machines = {

@@ -76,9 +76,9 @@ class LevelSetSolver(StepwiseSolver):
     """Ascent on smooth fields; the asked area is exact at every step.
 
     The areas of an image share 40 % of the steps, of four forwards and backwards each,
-    and 16 forwards and backwards for the start (12 where no mirror image serves, 8 where
-    none may); of the other steps each takes one forward and backward of each cell. The hybrid game
-    doubles everything.
+    and 16 forwards and backwards for the start (12 where no mirror image serves, 8
+    where none may); of the other steps each takes one forward and backward of each
+    cell. The hybrid game doubles everything.
 
     Lengths scale with the input. Where one axis is at least three times as long as
     another (more than twice, if that has few steps), each has its own: a short axis of

@@ -384,10 +384,14 @@ def write_report() -> None:
     tuned = {Path(rows[place]["file"]).stem for place in TUNED_ON}
     held_out = sorted({image for found in records.values() for image in found} - tuned)
     text = (DOCS / "quality.md").read_text()
-    contents = {"means": means_table(records, (DEFAULT, *OTHERS))}
+    last = {Path(row["file"]).stem for row in rows[HELD_OUT:]}
+    early = {
+        name: {image: found[image] for image in found if image not in last}
+        for name, found in records.items()
+    }
+    contents = {"means": means_table(early, (DEFAULT, *OTHERS))}
     for against in OTHERS:
         contents[against] = paired_table(records, DEFAULT, against, held_out)
-    last = {Path(row["file"]).stem for row in rows[HELD_OUT:]}
     unseen = {
         name: {image: found[image] for image in found if image in last}
         for name, found in records.items()

@@ -447,8 +447,8 @@ class _Run:
 
     def _check_finite(self) -> None:
         assert self.cells is not None
-        self.problem.check_finite(self.over_colour, self.cells.cells, _OVER_COLOUR)
         self.cells.check_finite(self._history, self.done, self._when)
+        self.problem.check_finite(self.over_colour, self.cells.cells, _OVER_COLOUR)
 
     def _when(self, step: int) -> str:
         refined = step - self.shared

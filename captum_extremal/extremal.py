@@ -13,14 +13,12 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_extremal._base import checks
-from captum_extremal._base.captum_door import Target, as_tuple, like_inputs
+from captum_extremal._base.captum_door import Target, as_tuple
 from captum_extremal.attribution.input_masks import InputMasks, SiteOf
-from captum_extremal.attribution.masks import ANY, DEFAULT_AREAS, RANKED_AREAS, Asked
-from captum_extremal.attribution.running import Found
+from captum_extremal.attribution.masks import DEFAULT_AREAS, Asked
 from captum_extremal.perturbations import PERTURBATIONS, Perturbation
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.sites.input import InputSite
-from captum_extremal.sites.site import Site
 from captum_extremal.solvers import Solver
 from captum_extremal.solvers.rewards import Game, Reward
 
@@ -150,13 +148,15 @@ class ExtremalPerturbation(InputMasks):
             See `ExtremalPerturbation`.
         """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        wanted = ANY if areas is None else areas
-        ranks = areas is None
-        found, site = self._search(
-            inputs, wanted, ranks, asked, feature_mask, seed, show_progress
+        return self._attributions(
+            inputs,
+            areas,
+            asked,
+            self._site_of(feature_mask),
+            seed,
+            show_progress,
+            perturbation=self.perturbation,
         )
-        attributions = site.attributions(found.of_images(ranks))
-        return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
 
     def optimize(
         self,
@@ -181,11 +181,15 @@ class ExtremalPerturbation(InputMasks):
             An `ExtremalResult`.
         """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        wanted = RANKED_AREAS if areas is None else areas
-        found, _ = self._search(
-            inputs, wanted, areas is None, asked, feature_mask, seed, show_progress
+        return self._optimized(
+            inputs,
+            areas,
+            asked,
+            self._site_of(feature_mask),
+            seed,
+            show_progress,
+            perturbation=self.perturbation,
         )
-        return self._result(found, inputs)
 
     def evaluate(
         self,
@@ -228,21 +232,6 @@ class ExtremalPerturbation(InputMasks):
         """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
         return self._rewards(inputs, masks, asked, *self._site_of(feature_mask))
-
-    def _search(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        areas: float | Sequence[float],
-        ranks: bool,
-        asked: Asked,
-        feature_mask: FeatureMask,
-        seed: int,
-        show_progress: bool,
-    ) -> tuple[Found, Site]:
-        laid = self._laid(inputs, areas, asked, *self._site_of(feature_mask))
-        return self._found(
-            laid, inputs, seed, show_progress, ranks, perturbation=self.perturbation
-        )
 
     def _site_of(self, feature_mask: FeatureMask) -> tuple[SiteOf, str | None]:
         """What masks are laid on, and what whole areas count, if anything."""

@@ -91,9 +91,10 @@ HELD_OUT = 30  # from this one on no image has
 HERE = Path(__file__).parent
 MASKS = HERE / "masks"
 RESULTS = HERE / "results"
-# What the default was until 0.2, one field for each area; its records are kept.
+# The default before the areas shared a field, as of commit dae5577: records alone.
 BEFORE = "level-set-before"
 OTHERS = ("search", "gradient", "torchray")
+RADII = (0, 9, 23)
 DOCS = HERE.parent / "docs"
 FORWARD_UNITS = 0.45
 QUICK_IMAGES = 2
@@ -106,13 +107,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "level-set-fast": {"solver": LevelSetSolver.fast()},
     # The nested masks of the shared field alone, whatever the number of areas.
     "level-set-ranking": {"solver": LevelSetSolver().for_ranking()},
-    # Without one of the default's parts.
-    "level-set-still": {"solver": LevelSetSolver(jitter=0.0, mirror=False)},
-    "level-set-blur": {"solver": LevelSetSolver(flat_background=False)},
     # By radius of the disks that masks are unions of, in pixels at 224.
     **{
         f"level-set-r{radius}": {"solver": LevelSetSolver(smoothness=radius)}
-        for radius in (0, 9, 23)
+        for radius in RADII
     },
     "search": {"solver": SearchSolver()},
     "gradient": {"solver": GradientSolver()},
@@ -400,10 +398,7 @@ def write_report() -> None:
     contents["pieces"] = pieces_table(unseen, same)
     for name in same[:2]:
         contents[f"{name} and before"] = paired_table(unseen, name, BEFORE, held_out)
-    radii = [
-        name for name in METHODS if name.startswith("level-set-r") and name in records
-    ]
-    radii = [name for name in radii if name != "level-set-ranking"]
+    radii = [name for name in (f"level-set-r{r}" for r in RADII) if name in records]
     if radii:
         contents["smoothness"] = pieces_table(records, [DEFAULT, *radii])
     played = RESULTS / "pointing"

@@ -25,8 +25,6 @@ SCORES = {
     "mobilenet": "soft edge, on MobileNetV2",
     "mobilenet_grey": "the same, grey instead of blur",
 }
-
-
 _SMOOTH = ("hard", "soft", "lite1", "mobilenet", "mobilenet_grey")
 
 
@@ -94,8 +92,6 @@ def paired_table(
     shared = shared_by(records, [name, against])
     unseen = np.array([image in held_out for image in shared])
     part = f"on the {unseen.sum()} held out"
-    if not unseen.any():
-        unseen, part = ~unseen, "and its interval"
     rows = []
     subset = {
         method: {i: records[method][i] for i in shared} for method in (name, against)

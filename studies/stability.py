@@ -57,7 +57,7 @@ def measured(name: str, inputs: Tensor, target: int, seeds: int) -> measuring.Re
         masks.append(quality.binarise(result.masks[0], quality.AREAS))
         hard.append(model(apply_mask(levels, masks[-1]))[:, target].tolist())
         stars.append(float(result.smallest_sufficient_area()))
-        if getattr(result, "ranking", None) is not None:
+        if result.ranking is not None:
             several = result.ranking.expand(len(quality.AREAS), -1, -1, -1)
             rankings.append(quality.binarise(several, quality.AREAS))
     same = [

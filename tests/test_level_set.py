@@ -18,6 +18,7 @@ from captum_extremal import (
 from captum_extremal.masks.fields import Field
 from captum_extremal.perturbations import apply
 from captum_extremal.perturbations import levels as levels_module
+from captum_extremal.solvers import level_set
 from captum_extremal.solvers import problem as problem_module
 from captum_extremal.solvers.start import start
 from captum_extremal.solvers.views import Copy
@@ -149,6 +150,24 @@ def test_large_areas_are_explored_before_small_ones_and_the_asked_ones_refined()
     assert float(torch.cat(explore[8:]).amin()) < 0.1 < float(explore[-1].amax())
     for values in refine[-10:]:
         assert values.tolist() == pytest.approx([0.1, 0.3], abs=0.02)
+
+
+def test_copies_are_shifted_by_no_more_than_a_third_of_the_width_of_the_mask(
+    monkeypatch,
+):
+    moved, shifts = [], level_set.random_shifts
+
+    def noted(source, reach):
+        moved.append(reach)
+        return shifts(source, reach)
+
+    monkeypatch.setattr(level_set, "random_shifts", noted)
+    LevelSetSolver(iterations=50, jitter=0.5).solve(problem_of(areas=(0.02, 0.1)))
+    explored = moved[4 * 4 :]
+    assert len(explored) == 4 * 16
+    assert explored[:4] == pytest.approx([0.5**0.5 / 3] * 4)
+    assert 0.02**0.5 / 3 <= min(explored) < 0.03**0.5 / 3
+    assert max(explored) <= 0.5**0.5 / 3 + 1e-9
 
 
 def test_the_shared_part_of_the_steps_may_be_all_or_none():

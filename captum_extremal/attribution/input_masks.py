@@ -75,12 +75,8 @@ class InputMasks(MaskAttribution):
         With ``areas=None`` the ranking of the places, see `ExtremalPerturbation`.
         """
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        ranks = areas is None
-        wanted = ANY if areas is None else areas
-        laid = self._laid(inputs, wanted, asked, self._own_site)
-        found, site = self._found(laid, inputs, seed, show_progress, ranks)
-        attributions = site.attributions(found.of_images(ranks))
-        return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
+        laying = self._own_site, None
+        return self._attributions(inputs, areas, asked, laying, seed, show_progress)
 
     def optimize(
         self,
@@ -96,10 +92,8 @@ class InputMasks(MaskAttribution):
     ) -> ExtremalResult:
         """The masks themselves, their scores and how they were found."""
         asked = Asked(target, additional_forward_args, game, perturbations_per_eval)
-        wanted = RANKED_AREAS if areas is None else areas
-        laid = self._laid(inputs, wanted, asked, self._own_site)
-        found, _ = self._found(laid, inputs, seed, show_progress, areas is None)
-        return self._result(found, inputs)
+        laying = self._own_site, None
+        return self._optimized(inputs, areas, asked, laying, seed, show_progress)
 
     def evaluate(
         self,
@@ -119,6 +113,40 @@ class InputMasks(MaskAttribution):
         site = self.site(inputs)
         check_last(site, inputs)
         return site
+
+    def _attributions(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        areas: float | Sequence[float] | None,
+        asked: Asked,
+        laying: tuple[SiteOf, str | None],
+        seed: int,
+        show_progress: bool,
+        **about: object,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """What `attribute` returns; for ``laying`` see `_laid`."""
+        ranks = areas is None
+        laid = self._laid(inputs, ANY if areas is None else areas, asked, *laying)
+        found, site = self._found(laid, inputs, seed, show_progress, ranks, **about)
+        attributions = site.attributions(found.of_images(ranks))
+        return like_inputs(isinstance(inputs, tuple), attributions)  # type: ignore[no-any-return]
+
+    def _optimized(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        areas: float | Sequence[float] | None,
+        asked: Asked,
+        laying: tuple[SiteOf, str | None],
+        seed: int,
+        show_progress: bool,
+        **about: object,
+    ) -> ExtremalResult:
+        """What `optimize` returns; for ``laying`` see `_laid`."""
+        ranks = areas is None
+        wanted = RANKED_AREAS if areas is None else areas
+        laid = self._laid(inputs, wanted, asked, *laying)
+        found, _ = self._found(laid, inputs, seed, show_progress, ranks, **about)
+        return self._result(found, inputs)
 
     def _laid(
         self,

@@ -35,7 +35,7 @@ from captum_extremal.solvers.problem import Masks, Problem, View, check_gradient
 
 Fields = Sequence[Field | FreeField]
 
-MOMENTUM = 0.9
+_MOMENTUM = 0.9
 SPREAD = 0.8  # edges are drawn within this factor e^+-0.8 of the schedule
 _LAST_RATE = 0.1  # of the first one, at the end
 _SAMPLES = 8192  # pixels at least that thresholds are read from
@@ -97,8 +97,8 @@ class Ascent:
     def move(self, rate: float, directions: Sequence[Tensor]) -> None:
         """Move all rows, with momentum."""
         for which, direction in enumerate(directions):
-            momentum = self.momentum[which].mul_(MOMENTUM)
-            momentum.add_(direction, alpha=1 - MOMENTUM)
+            momentum = self.momentum[which].mul_(_MOMENTUM)
+            momentum.add_(direction, alpha=1 - _MOMENTUM)
             self.params[which] = standardised(self.params[which] + rate * momentum)
 
     def pull(self, towards: Sequence[Tensor], strength: float) -> None:
@@ -239,7 +239,7 @@ def delivered_masks(
 def falling(rate: float, step: int, steps: int) -> float:
     """The rate of a step: falls linearly, and the first ones make up for momentum."""
     part = step / max(1, steps - 1)
-    return rate * (1 - (1 - _LAST_RATE) * part) / (1 - MOMENTUM ** (step + 1))
+    return rate * (1 - (1 - _LAST_RATE) * part) / (1 - _MOMENTUM ** (step + 1))
 
 
 def geometric(first: float, last: float, part: float) -> float:

@@ -251,17 +251,13 @@ class _Run:
         self._history = History(settings.iterations, problem)
         begin = start(problem, self.fields, settings.mirror, _ASKED_OF_MIRRORS)
         self.mirrored = begin.mirrored
-        over_colour = [
-            [_finite_rows(values) for values in rows]
-            for rows in (
-                first_gradients(shown, self.fields, self.mirrored, settings.jitter)
-                for shown in self.shown[1:]
-            )
-        ]
-        gradients = _sums([begin.gradients, *over_colour])
+        several = [begin.gradients]
+        for shown in self.shown[1:]:
+            others = first_gradients(shown, self.fields, self.mirrored, settings.jitter)
+            several.append([_finite_rows(values) for values in others])
         self.anchor = [
             or_random(standardised(values), seed)
-            for values in self._blurred(gradients, _START_BLUR)
+            for values in self._blurred(_sums(several), _START_BLUR)
         ]
         first = torch.arange(problem.num_images, device=problem.device)
         first = first * len(problem.areas)
@@ -269,8 +265,8 @@ class _Run:
         # The last reward of each cell, or the first that is not finite.
         self.over_colour = torch.zeros(problem.num_cells, device=problem.device)
         self.seen_around: list[Tensor] = []  # what the survey has summed up
-        self.branches: list[Tensor] = []
-        self.cells: Ascent | None = None  # once the areas have fields of their own
+        self.branches: list[Tensor] = []  # where the areas' fields came from
+        self._cells: Ascent | None = None
 
     @property
     def history(self) -> dict[str, Tensor]:
@@ -293,15 +289,14 @@ class _Run:
 
     def masks(self) -> Masks:
         """The regions of the fields as they are, with their edges."""
-        if self.cells is None:
-            self._branch()
-        assert self.cells is not None
-        self._check_finite()
-        self.cells.warn_of_blind_rows()
+        cells = self._of_areas()
+        cells.check_finite(self._history, self.done, self._when)
+        self.problem.check_finite(self.over_colour, cells.cells, _OVER_COLOUR)
+        cells.warn_of_blind_rows()
         return delivered_masks(
             self.problem,
             self.fields,
-            self.cells.params,
+            cells.params,
             self.problem.areas,
             self.settings.edge,
             # The masks of one field are nested, as unions of disks would not be.
@@ -413,42 +408,36 @@ class _Run:
 
     # --- of each area ---
 
-    def _branch(self) -> None:
-        """Give each area a field of its own."""
-        self.branches = [
-            values.repeat_interleave(len(self.problem.areas), dim=0)
-            for values in self.images.params
-        ]
-        every = torch.arange(self.problem.num_cells, device=self.problem.device)
-        self.cells = Ascent(self.problem, self.fields, self.branches, every)
-        met = self.images.seen.repeat_interleave(len(self.problem.areas))
-        self.cells.seen |= met
+    def _of_areas(self) -> Ascent:
+        """The fields of all cells, which begin as those of their images."""
+        if self._cells is None:
+            number = len(self.problem.areas)
+            self.branches = [
+                values.repeat_interleave(number, dim=0) for values in self.images.params
+            ]
+            every = torch.arange(self.problem.num_cells, device=self.problem.device)
+            self._cells = Ascent(self.problem, self.fields, self.branches, every)
+            self._cells.seen |= self.images.seen.repeat_interleave(number)
+        return self._cells
 
     def _refine(self, step: int, steps: int) -> None:
         """Move the fields of all cells, on the input as it is."""
-        if self.cells is None:
-            self._branch()
-        assert self.cells is not None
+        cells = self._of_areas()
         first, last = self.settings.softness
         part = step / max(1, steps - 1)
         softness = geometric(min(first, _BRANCHED * last), last, part)
-        rewards, directions = self.cells.directions(
+        rewards, directions = cells.directions(
             self.problem.areas,
             self._drawn(softness),
             self.shown[step % len(self.shown)],
         )
         self._history.write(self.done, slice(None), reward=rewards)
         rate = _REFINING * self.settings.learning_rate
-        self.cells.move(falling(rate, step, steps), directions)
-        self.cells.pull(self.branches, _HOLD)
+        cells.move(falling(rate, step, steps), directions)
+        cells.pull(self.branches, _HOLD)
 
     def _drawn(self, softness: float) -> float:
         return min(1.0, softness * math.exp(self.random.uniform(-SPREAD, SPREAD)))
-
-    def _check_finite(self) -> None:
-        assert self.cells is not None
-        self.cells.check_finite(self._history, self.done, self._when)
-        self.problem.check_finite(self.over_colour, self.cells.cells, _OVER_COLOUR)
 
     def _when(self, step: int) -> str:
         refined = step - self.shared

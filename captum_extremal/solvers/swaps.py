@@ -165,12 +165,12 @@ class _Climb:
     def step(self) -> int:
         """Move all fields, and compare them at times; in the end compare them alone."""
         if self.done == self.settings.iterations:
-            self._check_finite()
+            self.ascent.check_finite(self._history, self.done)
             self._exchange(self._binary_masks)
             return 0
         softness = self._softness(self.done)
         if self.done in self._exchanges - {0}:
-            self._check_finite()
+            self.ascent.check_finite(self._history, self.done)
             self._exchange(functools.partial(self.ascent.soft_masks, softness=softness))
         drawn = min(1.0, softness * math.exp(self.random.uniform(-SPREAD, SPREAD)))
         rewards, directions = self.ascent.directions(self.problem.areas, drawn)
@@ -182,7 +182,7 @@ class _Climb:
 
     def masks(self) -> Masks:
         """The largest values of each field as ones, the others as zeros."""
-        self._check_finite()
+        self.ascent.check_finite(self._history, self.done)
         self.ascent.warn_of_blind_rows()
         return self._binary_masks(self.ascent.params, self.problem.areas)
 
@@ -238,9 +238,6 @@ class _Climb:
         """The cells of these areas, of all images, image-major."""
         firsts = self.cells[:: len(self.problem.areas), None]
         return (firsts + torch.tensor(list(places), device=firsts.device)).flatten()
-
-    def _check_finite(self) -> None:
-        self.ascent.check_finite(self._history, self.done)
 
 
 class _Swaps:

@@ -32,12 +32,14 @@ from captum_extremal.perturbations.levels import (
 )
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.results.extremal import ExtremalResult
+from captum_extremal.results.stability import Stability
 from captum_extremal.solvers import (
     ChannelDescent,
     ChannelSolver,
     GradientSolver,
     LevelSetSolver,
     Problem,
+    Restarts,
     Run,
     SearchSolver,
     Solution,
@@ -77,11 +79,13 @@ __all__ = [
     "MaskGenerator",
     "Perturbation",
     "Problem",
+    "Restarts",
     "Run",
     "SearchInterrupted",
     "SearchSolver",
     "Solution",
     "Solver",
+    "Stability",
     "StepwiseSolver",
     "SwapSolver",
     "apply_mask",

@@ -41,6 +41,8 @@ class Curve:
         input_score: Of the untouched input.
         perturbed_score: Of the fully perturbed input.
         a_star: The place of the smallest sufficient size; None where none suffices.
+        runs: Where the search was repeated: for each size the scores of all runs.
+        overlaps: And how far the masks of two runs overlap, on average.
 
     Example:
         >>> import torch
@@ -56,6 +58,8 @@ class Curve:
     input_score: float
     perturbed_score: float
     a_star: int | None
+    runs: Sequence[Sequence[float]] = ()
+    overlaps: Sequence[float] = ()
 
     @classmethod
     def of(
@@ -65,8 +69,13 @@ class Curve:
         complement_scores: Tensor,
         input_score: Tensor,
         perturbed_score: Tensor,
+        *,
+        runs: tuple[Tensor, Tensor] | None = None,
     ) -> Curve:
-        """From sizes in any order, two rows (A,) of scores and two single ones."""
+        """From sizes in any order, two rows (A,) of scores and two single ones.
+
+        Of R runs besides their scores (A, R) and overlaps (A,).
+        """
         order = growing(sizes)
         enough = (scores[order] >= input_score.to(scores)).tolist()
         return cls(
@@ -76,12 +85,25 @@ class Curve:
             float(input_score),
             float(perturbed_score),
             enough.index(True) if True in enough else None,
+            *([] if runs is None else [values[order].tolist() for values in runs]),
         )
 
     @property
     def smallest_sufficient(self) -> float | None:
         """The size a* itself (eq. 3 and 10)."""
         return None if self.a_star is None else self.sizes[self.a_star]
+
+
+def told_of_overlap(curve: Curve, place: int) -> str:
+    """How far the runs agree on the mask of a size, in words.
+
+    Example:
+        >>> curve = Curve([0.1], [3.0], [1.0], 2.0, 0.0, 0, [[3.0, 2.5]], [0.541])
+        >>> told_of_overlap(curve, 0)
+        '2 runs overlap by 54 %'
+    """
+    overlap, runs = curve.overlaps[place], len(curve.runs[place])
+    return f"{runs} runs overlap by {100 * overlap:.0f} %" if runs > 1 else "1 run"
 
 
 def growing(sizes: Sequence[float]) -> list[int]:

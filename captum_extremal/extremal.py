@@ -34,8 +34,8 @@ class ExtremalPerturbation(InputMasks):
 
     (eq. 2), where :math:`m \otimes x` is the input with everything outside the mask
     perturbed, and M a family of smooth masks: level sets of smooth fields for the
-    default `LevelSetSolver`, unions of disks for `SearchSolver`, which needs no
-    gradients, those of `MaskGenerator` for the paper's `GradientSolver`.
+    default `LevelSetSolver` and for `SearchSolver`, which needs no gradients, those of
+    `MaskGenerator` for the paper's `GradientSolver`.
     Convention: mask 1 = kept, 0 = fully perturbed; an area is a fraction of the pixels
     of the input.
 
@@ -110,9 +110,9 @@ class ExtremalPerturbation(InputMasks):
                 ``feature_mask`` fractions of the features (float), or numbers of them
                 (int). None for the ranking of all pixels, from 1 for those kept at the
                 smallest area to 0, evenly spaced: its level set at any area is a mask
-                that `optimize` finds with ``areas=None``. It costs less than a mask of
-                each of three areas, takes a solver that ranks (`LevelSetSolver`) and no
-                ``feature_mask``.
+                that `optimize` finds with ``areas=None``. It costs no more than a
+                mask of each of three areas, takes a solver that ranks
+                (`LevelSetSolver`, `SearchSolver`) and no ``feature_mask``.
             additional_forward_args: Further arguments of the model; tensors with one
                 entry an example are repeated along with the inputs.
             feature_mask: As of :class:`captum.attr.FeatureAblation`: for each tensor

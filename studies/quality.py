@@ -91,8 +91,10 @@ HELD_OUT = 30  # from this one on no image has
 HERE = Path(__file__).parent
 MASKS = HERE / "masks"
 RESULTS = HERE / "results"
-# The default before the areas shared a field, as of commit dae5577: records alone.
+# Records alone: the default before the areas shared a field (commit dae5577), and the
+# search over unions of disks (commit f7eb7e0).
 BEFORE = "level-set-before"
+SEARCH_BEFORE = "search-before"
 OTHERS = ("search", "gradient", "torchray")
 RADII = (0, 9, 23)
 DOCS = HERE.parent / "docs"
@@ -398,6 +400,8 @@ def write_report() -> None:
     contents["pieces"] = pieces_table(unseen, same)
     for name in same[:2]:
         contents[f"{name} and before"] = paired_table(unseen, name, BEFORE, held_out)
+    both = paired_table(unseen, "search", SEARCH_BEFORE, held_out)
+    contents["search and before"] = both
     radii = [name for name in (f"level-set-r{r}" for r in RADII) if name in records]
     if radii:
         contents["smoothness"] = pieces_table(records, [DEFAULT, *radii])
@@ -410,7 +414,7 @@ def write_report() -> None:
     if any("@" in name for name in records):
         families = {
             base: [n for n in records if n == base or n.startswith(f"{base}@")]
-            for base in (BEFORE, *BUDGETS, "torchray", "paper")
+            for base in (*BUDGETS, "torchray", "paper")
         }
         families = {base: n for base, n in families.items() if len(n) > 1}
         images = budget_figure(records, families, DOCS / "images" / "budget.png")

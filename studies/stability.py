@@ -10,6 +10,9 @@ range [-1, 1] of the pixels; the first sees it as it is. Of each pair of runs: t
 intersection over union of the binarised masks of an area, of the rankings cut there,
 and whether a* is the same. Of all: the standard deviation of the logit of the binarised
 mask for the picture as it is, and the best of them.
+
+With ``--rounding`` the seed stays and the noise is 1e-6: how far rounding grows, as on
+another number of threads.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from captum_extremal.models.networks import load_model
 
 RESULTS = quality.RESULTS / "stability"
 NOISE = 0.01
+ROUNDING = 1e-6  # what another number of threads changes
 
 
 def overlaps(masks: list[Tensor]) -> list[list[float]]:
@@ -44,7 +48,9 @@ def overlaps(masks: list[Tensor]) -> list[list[float]]:
 
 
 @torch.no_grad()
-def measured(name: str, inputs: Tensor, target: int, seeds: int) -> measuring.Record:
+def measured(
+    name: str, inputs: Tensor, target: int, seeds: int, rounding: bool
+) -> measuring.Record:
     """Runs of one picture."""
     model = load_model("demo").model
     method = ExtremalPerturbation(model, **quality.METHODS[name])
@@ -52,8 +58,10 @@ def measured(name: str, inputs: Tensor, target: int, seeds: int) -> measuring.Re
     masks, rankings, hard, stars = [], [], [], []
     for seed in range(seeds):
         noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(seed))
-        moved = inputs + NOISE * noise * (seed > 0)
-        result = method.optimize(moved, target, quality.AREAS, seed=seed)
+        size = ROUNDING if rounding else NOISE
+        moved = inputs + size * noise * (seed > 0)
+        used = 0 if rounding else seed
+        result = method.optimize(moved, target, quality.AREAS, seed=used)
         masks.append(quality.binarise(result.masks[0], quality.AREAS))
         hard.append(model(apply_mask(levels, masks[-1]))[:, target].tolist())
         stars.append(float(result.smallest_sufficient_area()))
@@ -101,7 +109,8 @@ def main() -> None:
 @click.option("--solvers", default="level-set", show_default=True)
 @click.option("--images", default=12, show_default=True)
 @click.option("--seeds", default=5, show_default=True)
-def run(solvers: str, images: int, seeds: int) -> None:
+@click.option("--rounding", is_flag=True, help="One seed, and noise of 1e-6.")
+def run(solvers: str, images: int, seeds: int, rounding: bool) -> None:
     """Measure what is not measured yet."""
     first = quality.HELD_OUT
     preprocess = load_model("demo").preprocess
@@ -109,11 +118,13 @@ def run(solvers: str, images: int, seeds: int) -> None:
         path = measuring.data() / "imagenet_mini" / place["file"]
         inputs = preprocess(Image.open(path).convert("RGB"))[1][None]
         for name in solvers.split(","):
-            file = RESULTS / name / f"{Path(place['file']).stem}.json"
+            folder = f"{name}-rounding" if rounding else name
+            file = RESULTS / folder / f"{Path(place['file']).stem}.json"
             if not file.exists():
                 target = int(place["class_index"])
-                measuring.write(file, measured(name, inputs, target, seeds))
-                click.echo(f"{name}/{file.stem}")
+                found = measured(name, inputs, target, seeds, rounding)
+                measuring.write(file, found)
+                click.echo(f"{folder}/{file.stem}")
 
 
 @main.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import captum
@@ -69,6 +70,14 @@ def _one_thread_and_seed():
 def device(request):
     """Each device in turn. Draw random tensors on the CPU, then move them."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def pythons_own_handler():
+    """Where the tests run in the background, Ctrl-C may be switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])

@@ -330,26 +330,37 @@ def test_deletion_needs_every_region_that_would_do_and_preservation_one():
     assert share_inside(masks["deletion"], 3) >= 0.3
 
 
+class Middle:
+    """Sixteen pixels in the middle, whatever is asked for."""
+
+    total_steps = 7
+
+    def solve(self, problem, seed=0, on_step=None):
+        self.seen = problem.num_cells, tuple(problem.areas), seed
+        mask = torch.zeros(problem.num_cells, 1, *problem.sizes[0])
+        mask[..., 4:8, 4:8] = 1
+        on_step(7)
+        return Solution((mask,), {"series": torch.zeros(3, problem.num_cells)})
+
+
 def test_the_solver_is_used_as_it_is():
-    class Middle:
-        total_steps = 7
-
-        def solve(self, problem, seed=0, on_step=None):
-            self.seen = problem.num_cells, tuple(problem.areas), seed
-            mask = torch.zeros(problem.num_cells, 1, *problem.sizes[0])
-            mask[..., 4:8, 4:8] = 1
-            on_step(7)
-            return Solution((mask,), {"series": torch.zeros(3, problem.num_cells)})
-
-    solver = Middle()
-    result = method_of(Blocks(), solver=solver).optimize(
-        constant((2, 3, 12, 12)), 0, (0.1, 0.2, 0.3), seed=11
-    )
-    assert solver.seen == (6, (0.1, 0.2, 0.3), 11)
+    solver, areas = Middle(), (0.11, 0.112, 0.1115)  # 16 of 144 pixels each
+    method = method_of(Blocks(), solver=solver)
+    result = method.optimize(constant((2, 3, 12, 12)), 0, areas, seed=11)
+    assert solver.seen == (6, areas, 11)
     assert result.masks.sum() == 6 * 16
     assert result.history["series"].shape == (2, 3, 3)
     # 4 of the 36 pixels of the first block.
     torch.testing.assert_close(result.scores, torch.full((2, 3), 300 * 4 / 36))
+
+
+def test_a_solver_that_misses_its_area_is_refused():
+    text = (
+        "the masks of Middle must hold 29 values at or above 0.5 for image 0 and area "
+        "0.2, got 16; .*match_area"
+    )
+    with pytest.raises(ValueError, match=text):
+        method_of(Blocks(), solver=Middle()).optimize(constant(), 0, (0.11, 0.2))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 from captum_extremal import (
     BlurPerturbation,
     ExtremalPerturbation,
+    GradientSolver,
     LevelSetSolver,
     Problem,
-    SearchSolver,
 )
 from captum_extremal.masks.fields import Field
 from captum_extremal.perturbations import apply
@@ -122,7 +122,7 @@ def test_blurred_remains_do_not_stand_in_for_a_large_object():
         return float(kept[4:20].float().sum() / kept.sum())
 
     assert share_on_the_object(flat_background=False) < 0.1
-    assert share_on_the_object() > 0.3
+    assert share_on_the_object() > 0.2  # the end sees the blurred remains again
 
 
 def steps_of(solver, areas=(0.1,), **options):
@@ -313,7 +313,7 @@ def test_copies_and_backgrounds_serve_the_exploration_and_the_end_sees_the_input
     assert not any(bright_left[4 * 7 :])  # from the middle of the exploration on
     # The mean colour is 0.375; a blur leaves less than half of the pixels near to it.
     flat = [bool(((x - 0.375).abs() < 0.02).float().mean() > 0.5) for x in seen]
-    assert flat[4 * 12 :] == [False, True] * 9
+    assert flat[4 * 12 :] == [False, True] * 4 + [False] * 10
     for step in range(8, 12):
         assert sum(flat[4 * step : 4 * step + 4]) == 2
 
@@ -461,9 +461,9 @@ def test_the_ranking_is_an_order_of_all_pixels_whose_level_sets_are_nested_masks
 
 
 def test_results_without_a_ranking_say_so():
-    method = ExtremalPerturbation(see, "fade", SearchSolver(8))
+    method = ExtremalPerturbation(see, "fade", GradientSolver(iterations=3))
     inputs = torch.ones(1, 1, *SIZE)
-    with pytest.raises(ValueError, match=r"areas must be given .* for SearchSolver"):
+    with pytest.raises(ValueError, match=r"areas must be given .* for GradientSolver"):
         method.attribute(inputs, areas=None)
     groups = torch.arange(16).repeat_interleave(64).view(1, 1, *SIZE)
     with pytest.raises(ValueError, match=r"areas must be given .* for SwapSolver"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from captum_extremal import (
     ExtremalPerturbation,
     SearchSolver,
 )
+from captum_extremal.masks.area import area_count
+from captum_extremal.masks.edges import largest
 from captum_extremal.solvers.surrogate import upper_bound
-from tiny_solvers import SIZE, kept_of, problem_of, see
+from tiny_solvers import OBJECT, SIZE, kept_of, problem_of, see
 
 
 def solve(settings=None, seed=0, **options):
@@ -65,6 +69,82 @@ def test_a_black_box_without_gradients():
     method = ExtremalPerturbation(black_box, "fade", solver=SearchSolver())
     result = method.optimize(torch.ones(1, 1, *SIZE), areas=(0.11,))
     assert kept_of(result.masks[0]) > 0.9
+
+
+@pytest.mark.parametrize("areas", [(0.1,), (0.02, 0.05, 0.1, 0.2, 0.4)])
+def test_nested_masks_cost_the_same_for_any_areas(areas):
+    seen = []
+
+    def score(x):
+        seen.append(len(x))
+        return see(x)
+
+    problem = problem_of(score, areas, images=2)
+    solution = SearchSolver().for_ranking().solve(problem)
+    assert 2 * 3 * 127 < sum(seen) <= 2 * 3 * 128
+    ranking = solution.ranking[0]
+    for place, area in enumerate(areas):
+        kept = largest(ranking.squeeze(1), [area_count(1024, area)])
+        for image in range(2):
+            mask = solution.masks[0][image * len(areas) + place, 0] >= 0.5
+            assert torch.equal(mask, kept[image])
+    assert solution.history["reward"].shape[1] == 2 * len(areas)
+
+
+def test_a_ranking_of_a_black_box():
+    method = ExtremalPerturbation(see, "fade", SearchSolver())
+    x = torch.ones(1, 1, *SIZE)
+    ranking = method.attribute(x, areas=None)
+    result = method.optimize(x, areas=None)
+    assert torch.equal(ranking, result.ranking)
+    assert kept_of(result.mask_at(0.11)) > 0.8
+    assert ranking[0, 0, OBJECT].mean() > 0.8 > ranking.mean()
+
+
+def test_random_masks_tell_what_pixels_are_worth():
+    torch.manual_seed(0)
+    worth = torch.randn(1, 1, 6, 6)
+    worth = torch.nn.functional.interpolate(worth, SIZE, mode="bicubic")[0, 0]
+
+    def additive(x):
+        return (x[:, 0] * worth).mean(dim=(1, 2))
+
+    problem = problem_of(additive, (0.2,))
+    run = SearchSolver(190).start(problem, 0)
+    run.step()
+    field = run.shapes[0].field(run.cells[0].first[0])[0]
+    both = torch.stack([field.flatten(), worth.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.6
+
+
+def test_no_mask_is_scored_twice():
+    seen = []
+
+    def score(x):
+        seen.extend(tuple(row.tolist()) for row in x)
+        return x @ torch.tensor([0.1, 3.0, 0.2, 2.0, 0.0])
+
+    method = ExtremalPerturbation(score, "fade", SearchSolver(evaluations=60))
+    features = torch.arange(5)[None]
+    mask = method.attribute(torch.ones(1, 5), areas=2, feature_mask=features)
+    assert mask.tolist() == [[0, 1, 0, 1, 0]]
+    ends, learnt, found = 3, math.floor(0.35 * 59), 2
+    searched = seen[ends + learnt : -found]
+    assert 3 < len(set(searched)) == len(searched) <= 10  # of 5 over 2
+
+
+def test_features_are_no_neighbours():
+    worth = torch.zeros(40)
+    worth[torch.tensor([3, 11, 20, 31])] = 1
+
+    def score(x):
+        return x @ worth
+
+    method = ExtremalPerturbation(score, "fade", SearchSolver())
+    result = method.optimize(
+        torch.ones(1, 40), areas=4, feature_mask=torch.arange(40)[None]
+    )
+    assert float(result.scores) >= 3
 
 
 def test_the_surrogate_equals_a_literal_gaussian_process():

@@ -246,14 +246,6 @@ def test_the_budget_can_be_changed_and_may_be_one(case):
 # --- an early end ---
 
 
-@pytest.fixture
-def pythons_own_handler():
-    """Where the tests run in the background, Ctrl-C may be switched off."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def long(case, **more):
     return dataclasses.replace(case.solver.with_steps(5000), **more)
 

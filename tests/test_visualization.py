@@ -596,6 +596,27 @@ def test_area_growth_shows_what_is_kept_and_fractions_of_the_score():
     figure.canvas.draw()
 
 
+def test_area_growth_breaks_many_areas_into_rows():
+    count = 23
+    result = make_result(
+        masks=torch.rand(2, count, 1, HEIGHT, WIDTH),
+        areas=tuple((place + 1) / count for place in range(count)),
+        scores=torch.arange(2.0 * count).view(2, count),
+        complement_scores=torch.zeros(2, count),
+        input_score=torch.tensor([20.0, 100.0]),
+    )
+    images = torch.rand(2, 1, HEIGHT, WIDTH)
+    axes = rows_of(plot_area_growth(images, result, captions=["a", "b"]), 6)
+    assert [len(row) for row in axes] == [9] * 6  # the image and 8, 8 and 7 areas
+    assert [row[0].get_xlabel() for row in axes] == ["a", "", "", "b", "", ""]
+    assert axes[1][1].get_xlabel() == "area 39.1 %\n40 %"
+    assert axes[2][4].get_xlabel() == "area 87 %\n95 %"
+    assert axes[2][5].get_xlabel() == "area 91.3 %\na*: 100 %"
+    assert bars_of(axes[2][4])[0][0] == pytest.approx(0.95)
+    assert not axes[2][8].axison
+    torch.testing.assert_close(pixels(axes[5][0]), as_shown(images[1]))
+
+
 def test_area_growth_frames_a_star():
     axes = rows_of(plot_area_growth(torch.rand(2, 1, HEIGHT, WIDTH), make_result()), 2)
     framed = [

@@ -144,10 +144,11 @@ CASES = (
             ("proposals", 0, "proposals must be at least 1, got 0"),
             ("elites", 0, "elites must be at least 1, got 0"),
             ("exploration", -0.5, "exploration must be finite and at least 0, got -0"),
+            ("nested", 1, "nested must be True or False, got 1"),
         ),
         changes={
             "evaluations": 40, "batch": 4, "edge": 0.1, "proposals": 20, "elites": 1,
-            "exploration": 5.0,
+            "exploration": 5.0, "nested": True,
         },
         when="",
         exact=False,

@@ -25,6 +25,8 @@ from captum_extremal._base.causes import may_be_of_the_batch
 from captum_extremal._base.model import (
     Watch,
 )
+from captum_extremal.masks.area import area_count
+from captum_extremal.results.stability import Stability
 from captum_extremal.solvers import (
     Problem,
     Solution,
@@ -91,6 +93,7 @@ class Found:
         history: Named series of the search, each (N, A, T).
         ended: What ended the search.
         ranking: For each tensor (N, 1, *S), see `Solution`; None where there is none.
+        stability: How far the runs agree, where there are several.
         areas: The areas, as asked for.
         settings: What the run was asked to do; JSON-serialisable.
     """
@@ -100,6 +103,7 @@ class Found:
     history: dict[str, Tensor]
     ended: Ended
     ranking: tuple[Tensor, ...] | None = None
+    stability: Stability | None = None
     areas: tuple[int | float, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -110,6 +114,7 @@ class Found:
             **{"areas": self.areas, "history": self.history, **more},
             **self.scores,
             settings=self.settings,
+            stability=self.stability,
         )
 
     def of_images(self, ranks: bool) -> tuple[Tensor, ...]:
@@ -152,7 +157,23 @@ def run(
         },
         solution.ended,
         solution.ranking if problem.spread is None else None,
+        _stability(problem, solver, solution.runs, input_score),
     )
+
+
+def _stability(
+    problem: Problem, solver: Solver, runs: tuple[Masks, ...], input_score: Tensor
+) -> Stability | None:
+    """How far the runs of a solver agree, if it made some."""
+    if not runs:
+        return None
+    shape = (problem.num_images, len(problem.areas))
+    images = problem.images_of(torch.arange(problem.num_cells, device=problem.device))
+    several, scores = [], []
+    for masks in (_checked(problem, solver, masks) for masks in runs):
+        several.append(tuple(mask.unflatten(0, shape) for mask in masks))
+        scores.append(problem.scores(masks, images).unflatten(0, shape))
+    return Stability.of(several, problem.areas, torch.stack(scores), input_score)
 
 
 def _checked(problem: Problem, solver: Solver, masks: Masks) -> Masks:
@@ -165,6 +186,15 @@ def _checked(problem: Problem, solver: Solver, masks: Masks) -> Masks:
         checks.check_shape(name, mask, "K 1 *S", K=problem.num_cells, S=size)
         if not ((mask >= 0) & (mask <= 1)).all():
             raise ValueError(f"{name} must lie in [0, 1], got other values")
+        kept = (mask >= 0.5).flatten(1).sum(dim=1).tolist()
+        asked = [area_count(mask[0].numel(), area) for area in problem.areas]
+        for cell, count in enumerate(kept):
+            if count != (wanted := asked[cell % len(asked)]):
+                raise ValueError(
+                    f"{name} must hold {wanted} values at or above 0.5 for "
+                    f"{problem.name_of(cell)}, got {count}; "
+                    "captum_extremal.masks.area.match_area cuts any mask to its area"
+                )
     if problem.spread is None:
         return masks
     return tuple((mask >= 0.5).to(mask.dtype) for mask in masks)

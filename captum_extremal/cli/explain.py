@@ -62,7 +62,7 @@ from captum_extremal.models.probabilities import (
 )
 from captum_extremal.perturbations import PERTURBATIONS
 from captum_extremal.perturbations.apply import apply_mask
-from captum_extremal.solvers import SOLVERS, Solver
+from captum_extremal.solvers import SOLVERS, Restarts, Solver
 from captum_extremal.solvers.rewards import Game
 from captum_extremal.visualization import plot_methods, plot_result
 
@@ -96,6 +96,14 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             type=click.IntRange(min=1),
             help="The solver's budget: gradients, or perturbed pictures.  "
             "[default: the solver's own]",
+        ),
+        click.option(
+            "--restarts",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Search so often from other seeds, take the best mask of each area "
+            "and show how far the runs agree.",
         ),
         methods_option(
             "--compare",
@@ -234,6 +242,7 @@ class _Settings:
         areas: Sequence[Sequence[float]],
         solver: str,
         steps: int | None,
+        restarts: int,
         time_limit: float | None,
         device: str,
         threads: int | None,
@@ -241,9 +250,15 @@ class _Settings:
     ) -> _Settings:
         if threads is not None:
             torch.set_num_threads(threads)
-        made = SOLVERS[solver](time_limit=time_limit)
+        once = SOLVERS[solver](time_limit=time_limit)
         if steps is not None:
-            made = made.with_steps(steps)
+            once = once.with_steps(steps)
+        made: Solver = once
+        if restarts > 1:
+            try:
+                made = Restarts(once, restarts)
+            except ValueError as error:
+                raise click.UsageError(f"--restarts: {error}") from None
         growing = tuple(sorted({area for several in areas for area in several}))
         return cls(growing, torch.device(device), made, **options)
 

@@ -19,6 +19,7 @@ paper's Lemma 1 for a kernel of that slope).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +46,8 @@ class Field:
             has as many pixels.
         size: As given.
         device: As given.
+        bases: Of each axis the Gaussians at its pixels, (side, points); None where
+            steps have a parameter each.
 
     Example:
         >>> field = Field((224, 224), 7, torch.device("cpu"))
@@ -66,7 +69,7 @@ class Field:
             max(round(side / s), min(side, _FEWEST_POINTS)) if s else side
             for side, s in zip(size, steps, strict=True)
         ]
-        self._bases = [
+        self.bases = [
             _gaussians(side, count, device) if s else None
             for side, count, s in zip(size, self.points, steps, strict=True)
         ]
@@ -76,6 +79,27 @@ class Field:
         """The sum of all Gaussians at a pixel, in the mean."""
         pixels = torch.ones(1, *self.size, device=self.device)
         return float(self.adjoint(pixels).sum()) / pixels.numel()
+
+    def thinned(self, strides: Sequence[int]) -> Field:
+        """The same field at every so many pixels along each axis, from the middle one.
+
+        Example:
+            >>> field = Field((9, 9), 3, torch.device("cpu"))
+            >>> params = torch.rand(1, *field.points)
+            >>> coarse = field.thinned([3, 1])
+            >>> torch.equal(coarse(params), field(params)[:, 1::3])
+            True
+        """
+        coarse = copy.copy(self)
+        coarse.bases = [
+            basis if basis is None else basis[stride // 2 :: stride]
+            for basis, stride in zip(self.bases, strides, strict=True)
+        ]
+        coarse.size = tuple(
+            len(range(stride // 2, side, stride))
+            for side, stride in zip(self.size, strides, strict=True)
+        )
+        return coarse
 
     def __call__(self, params: Tensor) -> Tensor:
         """(K, *points) -> (K, *size)."""
@@ -88,7 +112,7 @@ class Field:
     def _along_all_axes(self, values: Tensor, side: int) -> Tensor:
         """Sum over one side of each axis' matrix, in float32 under autocast as well."""
         with torch.autocast(self.device.type, enabled=False):
-            for axis, basis in enumerate(self._bases, start=1):
+            for axis, basis in enumerate(self.bases, start=1):
                 if basis is None:
                     continue
                 product = torch.tensordot(values, basis, dims=([axis], [side]))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from captum_extremal._base import files
 from captum_extremal._base.checks import check_shape
-from captum_extremal.curve import Curve, growing
+from captum_extremal.curve import Curve, growing, told_of_overlap
 from captum_extremal.page import svg
 from captum_extremal.page.embed import SMALL, data_uri, fitted, kept_and_removed
 from captum_extremal.page.svg import text_of
@@ -288,6 +288,7 @@ def _document(*, curve: Curve, **content: Any) -> str:  # noqa: ANN401
         text=partial(text_of, curve),
         drawing=svg.draw(curve, f"Scores over the area. {_spoken(curve)}"),
         percent=svg.percent,
+        told_of_overlap=told_of_overlap,
         place_x=svg.place_x,
         data_uri=data_uri,
         kept_and_removed=kept_and_removed,

@@ -15,7 +15,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 28, 46
 def finite(curve: Curve) -> list[float]:
     """All scores that are numbers."""
     levels = (curve.input_score, curve.perturbed_score)
-    values = [*curve.scores, *curve.complement_scores, *levels]
+    runs = [score for scores in curve.runs for score in scores]
+    values = [*curve.scores, *curve.complement_scores, *levels, *runs]
     return [value for value in values if math.isfinite(value)]
 
 
@@ -86,6 +87,11 @@ def draw(curve: Curve, title: str) -> str:
     parts.append(
         f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
     )
+    for place, scores in enumerate(curve.runs):
+        parts.append(
+            f'<line class="runs" x1="{(x := place_x(curve, place))}" x2="{x}" '
+            f'y1="{y(min(scores))}" y2="{y(max(scores))}"/>'
+        )
     for name, series in (("removed", curve.complement_scores), ("kept", curve.scores)):
         points = [
             (place, place_x(curve, place), y(score))

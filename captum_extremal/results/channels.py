@@ -17,6 +17,7 @@ from torch import Tensor
 from captum_extremal._base import files
 from captum_extremal.curve import Curve, monotonic, smallest_sufficient
 from captum_extremal.results.saliency import saliency
+from captum_extremal.results.stability import Stability
 
 _FORMAT = "captum_extremal.ChannelResult/1"
 
@@ -43,6 +44,7 @@ class ChannelResult:
         history: Named series of the search, each (N, A, T) for T iterations, NaN after
             a search's early end.
         settings: What the run was asked to do; JSON-serialisable.
+        stability: How far several runs agree; None but with the solver `Restarts`.
 
     Example:
         >>> import torch
@@ -73,6 +75,7 @@ class ChannelResult:
     channel_dim: int = 1
     history: dict[str, Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    stability: Stability | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -146,8 +149,9 @@ class ChannelResult:
 
     def curve(self, index: int = 0) -> Curve:
         """The scores of one of the images over its counts, in growing order."""
-        rows = (getattr(self, name)[index] for name in files.SCORES)
-        return Curve.of(self.counts, *rows)
+        rows = [getattr(self, name)[index] for name in files.SCORES]
+        runs = None if self.stability is None else self.stability.of_image(index)
+        return Curve.of(self.counts, *rows, runs=runs)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the count below a*, for each image (eq. 8).
@@ -173,6 +177,8 @@ class ChannelResult:
         tensors |= files.packed("masks", self.masks)
         tensors |= files.packed("activations", self.activations)
         tensors |= {f"history.{name}": s for name, s in self.history.items()}
+        if self.stability is not None:
+            tensors |= self.stability.packed()
         about = {
             "format": _FORMAT,
             "is_tuple": isinstance(self.masks, tuple),
@@ -211,6 +217,7 @@ class ChannelResult:
             **{name: tensors[name] for name in files.SCORES},
             history=files.named("history.", tensors),
             settings=about["settings"],
+            stability=Stability.from_file(tensors),
         )
 
 

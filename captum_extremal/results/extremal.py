@@ -19,6 +19,7 @@ from captum_extremal._base.checks import check_areas, check_non_negative
 from captum_extremal.curve import Curve, monotonic, smallest_sufficient
 from captum_extremal.masks.area import area_count
 from captum_extremal.masks.edges import EDGE, edge_widths, largest, smooth_edges
+from captum_extremal.results.stability import Stability
 
 if TYPE_CHECKING:
     from captum_extremal.extremality import Extremality, Method
@@ -48,6 +49,7 @@ class ExtremalResult:
         ranking: The place of every pixel, (N, 1, *S) float32 in [0, 1], evenly spaced:
             1 for what is kept even at the smallest area. A tuple if the inputs were
             one; None from solvers that do not rank, and for groups of features.
+        stability: How far several runs agree; None but with the solver `Restarts`.
 
     Example:
         >>> import torch
@@ -74,6 +76,7 @@ class ExtremalResult:
     history: dict[str, Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     ranking: Tensor | tuple[Tensor, ...] | None = None
+    stability: Stability | None = None
 
     def mask_at(
         self, area: float, *, edge: float = EDGE
@@ -134,8 +137,9 @@ class ExtremalResult:
 
     def curve(self, index: int = 0) -> Curve:
         """The scores of one of the images over its areas, in growing order."""
-        rows = (getattr(self, name)[index] for name in files.SCORES)
-        return Curve.of(self.areas, *rows)
+        rows = [getattr(self, name)[index] for name in files.SCORES]
+        runs = None if self.stability is None else self.stability.of_image(index)
+        return Curve.of(self.areas, *rows, runs=runs)
 
     def is_monotonic(self) -> Tensor:
         """Whether the score grows with the area below a*, for each image (eq. 8).
@@ -240,6 +244,8 @@ class ExtremalResult:
         tensors |= files.packed("masks", self.masks)
         if self.ranking is not None:
             tensors |= files.packed("ranking", self.ranking)
+        if self.stability is not None:
+            tensors |= self.stability.packed()
         tensors |= {f"history.{name}": s for name, s in self.history.items()}
         about = {
             "format": _FORMAT,
@@ -328,4 +334,5 @@ class ExtremalResult:
             ranking=files.unpacked("ranking", tensors, about["is_tuple"])
             if "ranking.0" in tensors
             else None,
+            stability=Stability.from_file(tensors),
         )

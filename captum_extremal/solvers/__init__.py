@@ -16,6 +16,7 @@ from captum_extremal.solvers.forward_search import SearchSolver
 from captum_extremal.solvers.gradient import GradientSolver
 from captum_extremal.solvers.level_set import LevelSetSolver
 from captum_extremal.solvers.problem import Problem, Solution
+from captum_extremal.solvers.restarts import Restarts
 from captum_extremal.solvers.swaps import SwapSolver
 
 ChannelSolver = SwapSolver
@@ -35,6 +36,7 @@ __all__ = [
     "GradientSolver",
     "LevelSetSolver",
     "Problem",
+    "Restarts",
     "Run",
     "SearchSolver",
     "Solution",

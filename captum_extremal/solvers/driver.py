@@ -72,7 +72,7 @@ class Run(Protocol):
         >>> run: Run = SearchSolver(8).start(problem, seed=0)
         >>> with torch.no_grad():
         ...     run.step()
-        4
+        3
         >>> run.masks()[0].shape
         torch.Size([1, 1, 4])
     """  # noqa: E501

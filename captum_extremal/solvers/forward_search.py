@@ -1,14 +1,15 @@
-r"""`SearchSolver`: unions of equal disks, found by forward evaluations alone.
+r"""`SearchSolver`: level sets of smooth fields, found by forward evaluations alone.
 
-A candidate is a set of lattice points; its mask is that of disks around them, as large
-as the asked area allows (`captum_extremal.masks.disks`). A Gaussian process over the
-masks seen so far says which random changes of the best sets are worth a forward:
+The masks are those of `LevelSetSolver`: the pixels where a smooth field is largest. A
+Gaussian process over the masks seen so far says which random changes of the best fields
+are worth a forward:
 
-1. score single disks on a coarse grid, once for all areas of an image;
-2. put the best of them together until the area is reached;
-3. repeat: change the best sets at random, keep the changes that the process rates
-   highest (mean + exploration * standard deviation), score these with the model;
-4. deliver the best set that was seen.
+1. Score random smooth masks of an image, once for all areas. Their mean, weighted by
+   what each earns beyond the usual of its area, is a first field.
+2. Score its level set at each area, and smoother ones.
+3. Repeat: add random fields, coarse and fine, to the best ones, keep the changes that
+   the process rates highest (mean + exploration * standard deviation), score these.
+4. Deliver the best mask that was seen.
 
 The masks that are scored are those that are delivered. No gradient is needed, so any
 callable that returns scores will do.
@@ -16,6 +17,7 @@ callable that returns scores will do.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -25,47 +27,59 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from captum_extremal._base.axes import is_short
 from captum_extremal._base.checks import check_count, check_non_negative, check_positive
-from captum_extremal.masks.area import area_count, match_area
-from captum_extremal.masks.disks import DiskLattice, Disks, Point, disk_masks, radii
-from captum_extremal.masks.edges import edge_width
-from captum_extremal.masks.lattice import LINEAR
+from captum_extremal.masks.area import area_count
+from captum_extremal.masks.edges import (
+    EDGE,
+    edge_widths,
+    largest,
+    places,
+    smooth_edges,
+)
+from captum_extremal.masks.fields import Field, FreeField
+from captum_extremal.solvers.ascent import blurred, standardised
 from captum_extremal.solvers.driver import StepwiseSolver
 from captum_extremal.solvers.problem import Masks, Problem
 from captum_extremal.solvers.surrogate import upper_bound
 
-Candidate = tuple[Disks, ...]
-"""For each input tensor the lattice points of its disks."""
+Candidate = tuple[Tensor, ...]
+"""For each input tensor the parameters of its field, (M, *points)."""
 
-_SINGLES = 64  # single disks that are scored first, 8 x 8
-_SINGLE_DISK = 0.033  # their share of the input, radius 23 at 224
-_SAMPLING_TEMPERATURE = 0.7  # of new disks, in standard deviations of the singles
-_ATTEMPTS = 8  # rounds of proposals, where few are feasible or new
-_BARS = 0.25  # of the changes, where axes are not alike: bands, columns
-_DISKS = (0.014, 0.056)  # share of the input of one disk: radius 15 to 30 at 224
+_LEARNING = 0.35  # part of the evaluations that goes to random masks
+_MOST_LEARNT = 64  # of them for each area
+_LEARNT_AREAS = (0.15, 0.5)
+_SMOOTH = (0.06, 0.16)  # widths of their fields, of the length of an axis
+_FIRST = (0.04, 0.08, 0.12)  # of what is learnt, and of the level sets tried first
+_CHANGES = (0.04, 0.08, 0.16)  # of what is added to a field, in turn
+_STRENGTH = (0.15, 1.0)  # of a change, relative to the field; in the end
+_FINE = 0.4  # times as much
+_ALIKE = 0.5  # of the changes along an axis, where axes are not alike
+_ATTEMPTS = 8  # rounds of changes, where few give another mask
+_SAMPLES = 3136  # pixels that the process compares masks at
+_RANKED = (0.05, 0.1, 0.2)  # areas whose best fields make a ranking together
 
 
 @dataclass(frozen=True)
 class SearchSolver(StepwiseSolver):
-    """Search over unions of disks, guided by a Gaussian process.
+    """Search over level sets of smooth fields, guided by a Gaussian process.
 
     Args:
         evaluations: Forwards that each area of each image may cost, all in; in the
-            hybrid game two count as one. The single disks of step 1 are paid by all
-            areas of an image together, so the masks of an area depend a little on
-            which others are asked for with it.
+            hybrid game two count as one. The random masks of step 1, about a third, are
+            paid by all areas of an image together, so the masks of an area depend a
+            little on which others are asked for with it.
         batch: Candidates of one cell that are scored in one round.
-        edge: Half the width of a mask's edge, as a fraction of the geometric mean of
-            the sizes (of the long ones, where axes are not alike): 4 pixels at 224.
-            Below half a pixel the edge is hard.
+        edge: Half the width of a mask's edge, as of `LevelSetSolver`.
         proposals: Random changes among which the process chooses a round's batch.
-        elites: Best sets that are changed.
+        elites: Best fields that are changed.
         exploration: Standard deviations that are added to the expected score.
+        nested: Deliver level sets of the ranking. An image then costs three times
+            ``evaluations``, however many areas are asked for.
         time_limit: Seconds after which no further round begins; None for no limit. The
-            single disks and a first set are scored in any case. A run that ends early,
-            also by Ctrl-C, delivers the best masks seen.
+            random masks and a first level set are scored in any case. A run that ends
+            early, also by Ctrl-C, delivers the best masks seen.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -88,10 +102,11 @@ class SearchSolver(StepwiseSolver):
 
     evaluations: int = 128
     batch: int = 16
-    edge: float = 0.018
-    proposals: int = 96
-    elites: int = 3
+    edge: float = EDGE
+    proposals: int = 192
+    elites: int = 8
     exploration: float = 0.5
+    nested: bool = False
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
@@ -99,11 +114,22 @@ class SearchSolver(StepwiseSolver):
             check_count(name, getattr(self, name))
         for name in ("edge", "exploration"):
             check_non_negative(name, getattr(self, name))
+        if not isinstance(self.nested, bool):
+            raise TypeError(f"nested must be True or False, got {self.nested!r}")
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
+    def for_ranking(self) -> SearchSolver:
+        """The same for `Solution.ranking` alone.
+
+        Example:
+            >>> SearchSolver().for_ranking().nested
+            True
+        """
+        return dataclasses.replace(self, nested=True)
+
     def start(self, problem: Problem, seed: int) -> _Search:
-        """Begin: what single disks are worth."""
+        """Begin: nothing is known."""
         return _Search(self, problem, seed)
 
 
@@ -114,165 +140,244 @@ class _Search:
         self.settings = settings
         self.problem = problem
         self.dtype = torch.float32  # of the rewards
-        self.lattices = [DiskLattice(size, problem.device) for size in problem.sizes]
-        edge = settings.edge if problem.spread is None else 0.0  # groups are whole
-        self.edges = [edge_width(edge * it.length) for it in self.lattices]
+        self.shapes = [_Shape(size, problem, settings.edge) for size in problem.sizes]
+        self.areas = _RANKED if settings.nested else problem.areas
+        self.generators = [
+            torch.Generator().manual_seed(seed % 2**63) for _ in range(self.num_images)
+        ]
         # A cell draws the same numbers whatever other images and areas run beside it.
         self.cells = [
-            _Cell(settings, self.lattices, area, random.Random(f"{seed} {area}"))
-            for _ in range(problem.num_images)
-            for area in problem.areas
+            _Cell(settings, self.shapes, area, _generator(seed, area))
+            for _ in range(self.num_images)
+            for area in self.areas
         ]
         self._best: list[Tensor] = []  # of each round
         self.used = 0
 
     @property
+    def num_images(self) -> int:
+        """How many have masks of their own."""
+        return self.problem.num_images
+
+    @property
     def history(self) -> dict[str, Tensor]:
-        """The best seen after each round."""
+        """The best seen after each round; of nested masks the mean over its fields."""
         best = torch.stack(self._best)
+        if self.settings.nested:
+            means = best.unflatten(1, (self.num_images, -1)).mean(dim=2)
+            best = means.repeat_interleave(len(self.problem.areas), dim=1)
         return {"reward": best.to(self.dtype).to(self.problem.device)}
 
     def step(self) -> int:
-        """Score a round; the first is the set of the best single disks."""
+        """Score a round; the first are level sets of what random masks have taught."""
         before = self.used
         if not self._best:
-            self.used = self._score_singles()
+            self.used = self._learn()
         count = min(self.settings.batch, self.settings.evaluations - self.used)
         if count:
-            self._score_round(count if self._best else 1)
-            self.used += count if self._best else 1
+            self.used += self._score_round(count)
             best = [cell.best_reward for cell in self.cells]
             self._best.append(torch.tensor(best, dtype=torch.double))
         return self.used - before
 
-    def _score_singles(self) -> int:
-        """Tell every cell what single disks are worth; the evaluations of a cell."""
-        num_areas = len(self.problem.areas)
+    def masks(self) -> Masks:
+        """Those of the best candidates, or level sets of the rankings."""
+        if not self.settings.nested:
+            found = [cell.masks(cell.best) for cell in self.cells]
+            return tuple(map(torch.cat, zip(*found, strict=True)))
+        number = len(self.problem.areas)
+        return tuple(
+            shape.masks(params.repeat_interleave(number, dim=0), self.problem.areas)
+            for shape, params in zip(self.shapes, self._ranked(), strict=True)
+        )
+
+    def ranking(self) -> Masks:
+        """The order in which the mean of the areas' best fields lets pixels in."""
+        return tuple(
+            places(shape.field(params)).unsqueeze(1)
+            for shape, params in zip(self.shapes, self._ranked(), strict=True)
+        )
+
+    def _ranked(self) -> list[Tensor]:
+        """For each input tensor the sum of the areas' best fields, (N, *points)."""
+        best = [cell.best for cell in self.cells]
+        return [
+            torch.cat(fields).unflatten(0, (self.num_images, -1)).sum(dim=1)
+            for fields in zip(*best, strict=True)
+        ]
+
+    def _learn(self) -> int:
+        """Tell the cells what random masks are worth; the evaluations of a cell."""
         spare = self.settings.evaluations - 1
-        allowance = spare * num_areas / 2 / len(self.lattices)
-        total = 0
-        for which, lattice in enumerate(self.lattices):
-            points = lattice.grid(min(_SINGLES, allowance))
-            total += len(points) if allowance >= 1 else 0
-            disks: list[Disks] = [frozenset([point]) for point in points]
-            for image in range(self.problem.num_images):
-                first = image * num_areas
-                rewards = [0.0] * len(points)
-                if allowance >= 1:
-                    rewards = self._rewards_of_singles(which, disks, first)
-                for cell in self.cells[first : first + num_areas]:
-                    cell.learn_singles(which, points, rewards)
-        return math.ceil(total / num_areas)
+        used = min(math.floor(_LEARNING * spare), _MOST_LEARNT)
+        number = len(self.areas)
+        for image, generator in enumerate(self.generators):
+            average = _Average(self.shapes)
+            candidates, areas = average.draw(used * number, generator)
+            for start in range(0, len(areas), self._at_once):
+                rows = range(start, min(start + self._at_once, len(areas)))
+                masks = self._random_masks(candidates, areas, rows)
+                rewards = self._rewards(masks, [image * number] * len(rows))
+                average.add(masks, rewards)
+            first = average.field(areas, generator)
+            for cell in self.cells[image * number : (image + 1) * number]:
+                cell.first = first
+        return used
 
-    def _rewards_of_singles(
-        self, which: int, disks: list[Disks], cell: int
-    ) -> list[float]:
-        """Rewards of one disk each in one input tensor; the others are kept whole."""
-        lattice = self.lattices[which]
-        count = area_count(lattice.pixels, _share_of_single(lattice, len(disks)))
-        rewards = []
-        for piece in _pieces(disks, self.problem.perturbations_per_eval):
-            masks = [
-                torch.ones((), device=self.problem.device).expand(len(piece), 1, *size)
-                for size in self.problem.sizes
-            ]
-            squares = lattice.squares(piece, lattice.axes)
-            masks[which] = disk_masks(squares, count, self.edges[which])
-            cells = torch.full((len(piece),), cell, device=self.problem.device)
-            rewards += self._finite(self.problem.rewards(tuple(masks), cells), cells)
-        return rewards
+    def _random_masks(
+        self, candidates: Candidate, areas: Sequence[float], rows: Sequence[int]
+    ) -> Masks:
+        """Some of the candidates' masks, each of an area of its own."""
+        return tuple(
+            torch.cat(
+                [shape.masks(params[row : row + 1], [areas[row]]) for row in rows]
+            )
+            for shape, params in zip(self.shapes, candidates, strict=True)
+        )
 
-    def _score_round(self, count: int) -> None:
+    def _score_round(self, most: int) -> int:
         """Let each cell choose its candidates, and tell it what they are worth."""
+        proposed = [cell.propose(most) for cell in self.cells]
         jobs = [
-            (index, candidate)
-            for index, cell in enumerate(self.cells)
-            for candidate in cell.propose(count)
+            (index, row)
+            for index, candidates in enumerate(proposed)
+            for row in range(len(candidates[0]))
         ]
-        found: list[dict[Candidate, float]] = [{} for _ in self.cells]
-        for piece in _pieces(jobs, self.problem.perturbations_per_eval):
-            for (index, candidate), reward in zip(
-                piece, self._rewards(piece), strict=True
-            ):
-                found[index][candidate] = reward
-        for cell, rewards in zip(self.cells, found, strict=True):
-            cell.learn(rewards)
+        rewards: list[float] = []
+        for start in range(0, len(jobs), self._at_once):
+            piece = jobs[start : start + self._at_once]
+            parts = [
+                self.cells[index].masks(_rows(proposed[index], [row for _, row in job]))
+                for index, job in _grouped(piece)
+            ]
+            masks = tuple(map(torch.cat, zip(*parts, strict=True)))
+            rewards += self._rewards(masks, [index for index, _ in piece])
+        for index, cell in enumerate(self.cells):
+            own = [r for (i, _), r in zip(jobs, rewards, strict=True) if i == index]
+            cell.learn(proposed[index], own)
+        return max(len(candidates[0]) for candidates in proposed)
 
-    def _rewards(self, jobs: Sequence[tuple[int, Candidate]]) -> list[float]:
-        """What candidates, each of a cell, are worth: one forward."""
-        parts = [
-            self._masks([candidate for _, candidate in group], self.cells[index].area)
-            for index, group in itertools.groupby(jobs, key=lambda job: job[0])
-        ]
-        masks = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        cells = torch.tensor([index for index, _ in jobs], device=self.problem.device)
-        return self._finite(self.problem.rewards(masks, cells), cells)
+    @property
+    def _at_once(self) -> int:
+        """Masks that are made and scored together."""
+        return 1 if self.problem.is_large else self.problem.perturbations_per_eval
 
-    def _finite(self, rewards: Tensor, cells: Tensor) -> list[float]:
-        """Rewards as numbers, once sure that they are some."""
+    def _rewards(self, masks: Masks, indices: Sequence[int]) -> list[float]:
+        """What masks of some cells are worth, once sure that these are numbers."""
+        cells = torch.tensor(indices, device=self.problem.device)
+        if self.settings.nested:  # its cells are not those of the problem
+            images = cells.div(len(self.areas), rounding_mode="floor")
+            cells = images * len(self.problem.areas)
+        rewards = self.problem.rewards(masks, cells)
         self.problem.check_finite(rewards, cells)
         self.dtype = rewards.dtype
         values: list[float] = rewards.tolist()
         return values
 
-    def _masks(self, candidates: Sequence[Candidate], area: float) -> Masks:
-        masks = []
-        for which, lattice in enumerate(self.lattices):
-            squares = lattice.squares([c[which] for c in candidates], lattice.axes)
-            count = area_count(lattice.pixels, area)
-            masks.append(disk_masks(squares, count, self.edges[which]))
-        return tuple(masks)
 
-    def masks(self) -> Masks:
-        """Those of the best candidates."""
-        found = [self._masks([cell.best], cell.area) for cell in self.cells]
-        return tuple(
-            match_area(torch.cat(masks), self.problem.areas)
-            for masks in zip(*found, strict=True)
+class _Shape:
+    """The fields of one input tensor: random ones, their masks, their coarse masks."""
+
+    def __init__(self, size: Sequence[int], problem: Problem, edge: float) -> None:
+        free = problem.spread is not None  # groups of features are no neighbours
+        device = problem.device
+        self.field = FreeField(size) if free else Field(size, None, device)
+        self.device = device
+        self.pixels = math.prod(size)
+        self.widths = edge_widths(0.0 if free else edge, size)
+        short = is_short(size)
+        self.unlike = [axis for axis, _ in enumerate(size)] if any(short) else []
+        self.coarse = self.field
+        if isinstance(self.field, Field):
+            excess = (self.pixels / _SAMPLES) ** (1 / short.count(False))
+            stride = max(1, math.floor(excess))
+            self.coarse = self.field.thinned([1 if one else stride for one in short])
+
+    def random(self, count: int, share: float, generator: torch.Generator) -> Tensor:
+        """Random fields that vary over this share of the length of each axis."""
+        points = self.field.points
+        params = torch.randn((count, *points), generator=generator)
+        for axis in self.unlike:
+            # The same part of all leads, a few bands at all times.
+            alike = torch.rand(count, generator=generator) < _ALIKE / len(self.unlike)
+            params[alike] = (
+                params[alike].narrow(axis + 1, 0, 1).expand_as(params[alike])
+            )
+        return standardised(self.smoothed(params.to(self.device), share))
+
+    def smoothed(self, params: Tensor, share: float) -> Tensor:
+        """Parameters as smooth as this share of the length of each axis."""
+        if isinstance(self.field, FreeField):
+            return params
+        return blurred(self.field, params, share)
+
+    def masks(self, params: Tensor, areas: Sequence[float]) -> Tensor:
+        """(M, *points), which take the areas in turn -> masks (M, 1, *S)."""
+        counts = [area_count(self.pixels, area) for area in areas]
+        return smooth_edges(largest(self.field(params), counts), self.widths)
+
+    def samples(self, params: Tensor, area: float) -> Tensor:
+        """Coarse masks on the CPU, (M, F) bool."""
+        values = self.coarse(params).cpu()
+        count = max(1, round(area * values[0].numel()))
+        return largest(values, [count]).flatten(1)
+
+
+class _Average:
+    """Random masks and their rewards -> what each pixel is worth."""
+
+    def __init__(self, shapes: Sequence[_Shape]) -> None:
+        self.shapes = shapes
+        self.rewards: list[float] = []
+        self.seen: list[list[Tensor]] = [[] for _ in shapes]  # masks as parameters
+
+    def draw(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Candidate, list[float]]:
+        """Random smooth fields and areas."""
+        draws = torch.rand(count, 2, generator=generator).tolist()
+        low, high = _LEARNT_AREAS
+        areas = [low * (high / low) ** draw for draw, _ in draws]
+        shares = [_SMOOTH[0] + (_SMOOTH[1] - _SMOOTH[0]) * draw for _, draw in draws]
+        fields = tuple(
+            torch.cat(
+                [shape.random(0, 0.0, generator)]
+                + [shape.random(1, share, generator) for share in shares]
+            )
+            for shape in self.shapes
         )
+        return fields, areas
 
+    def add(self, masks: Masks, rewards: Sequence[float]) -> None:
+        """Note what masks are worth."""
+        for shape, seen, mask in zip(self.shapes, self.seen, masks, strict=True):
+            values = mask.squeeze(1)
+            axes = tuple(range(1, values.dim()))
+            seen.append(shape.field.adjoint(values - values.mean(axes, keepdim=True)))
+        self.rewards += rewards
 
-def _share_of_single(lattice: DiskLattice, number: int) -> float:
-    """Of the input; on steps that stand by themselves disks lie side by side."""
-    if lattice.single == 1:
-        return _SINGLE_DISK
-    return min(_SINGLE_DISK, 1 / max(number, lattice.single))
+    def field(self, areas: Sequence[float], generator: torch.Generator) -> Candidate:
+        """What the pixels are worth, (1, *points); a random field if nothing is known.
 
-
-_T = TypeVar("_T")
-
-
-def _pieces(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-@dataclass(frozen=True)
-class _Singles:
-    """What single disks of one input tensor are worth: where to put a new one."""
-
-    order: list[Point]  # scored points, best first
-    points: list[Point]  # all points of the lattice
-    odds: list[float]  # their cumulative weights
-
-    @classmethod
-    def of(
-        cls, lattice: DiskLattice, points: Sequence[Point], rewards: Sequence[float]
-    ) -> _Singles:
-        ranked = sorted(zip(rewards, points, strict=True), key=lambda rp: -rp[0])
-        sides = [len(set(axis)) for axis in zip(*points, strict=True)]
-        coarse = torch.tensor(rewards, dtype=torch.double).view(1, 1, *sides)
-        fine = F.interpolate(coarse, lattice.points, mode=LINEAR[len(sides)]).flatten()
-        spread = fine.std(correction=0).clamp_min(1e-12)
-        weights = torch.softmax(fine / (_SAMPLING_TEMPERATURE * spread), 0)
-        every = itertools.product(*map(range, lattice.points))
-        return cls(
-            [point for _, point in ranked],
-            list(every),
-            list(itertools.accumulate(weights.tolist())),
-        )
-
-    def draw(self, source: random.Random) -> Point:
-        return source.choices(self.points, cum_weights=self.odds)[0]
+        Large masks score higher for their size: of each reward that is taken off first.
+        """
+        rewards = torch.tensor(self.rewards, dtype=torch.double)
+        if rewards.unique().numel() > 1:
+            logs = torch.tensor(areas, dtype=torch.double).log()
+            terms = torch.stack([torch.ones_like(logs), logs], dim=1)
+            trend = torch.linalg.lstsq(terms, rewards[:, None]).solution
+            weights = (rewards - (terms @ trend)[:, 0]).float()
+            weights = weights / weights.abs().max().clamp_min(1e-30)
+            sums = [
+                torch.tensordot(weights.to(shape.device), torch.cat(seen), dims=1)[None]
+                for shape, seen in zip(self.shapes, self.seen, strict=True)
+            ]
+            if all(bool(values.any()) for values in sums):
+                return tuple(
+                    standardised(shape.smoothed(values, _FIRST[0]))
+                    for shape, values in zip(self.shapes, sums, strict=True)
+                )
+        return tuple(shape.random(1, _SMOOTH[1], generator) for shape in self.shapes)
 
 
 class _Cell:
@@ -281,181 +386,166 @@ class _Cell:
     def __init__(
         self,
         settings: SearchSolver,
-        lattices: Sequence[DiskLattice],
+        shapes: Sequence[_Shape],
         area: float,
-        draw: random.Random,
+        generator: torch.Generator,
     ) -> None:
         self.settings = settings
-        self.lattices = lattices
+        self.shapes = shapes
         self.area = area
-        self.draw = draw
-        self.singles: list[_Singles] = []
-        self.rewards: dict[Candidate, float] = {}
+        self.generator = generator
+        self.first: Candidate = ()
+        self.known: Candidate = ()
+        self.rewards: list[float] = []
         self.features = torch.empty(0)
-        self.proposed: dict[Candidate, Tensor] = {}  # and their features
-        self.radii = [
-            (
-                # A bar is as thin as its area asks.
-                0.0 if lat.stretched else lat.radius_of(min(_DISKS[0], area / 2)),
-                lat.radius_of(max(_DISKS[1], area)),
-            )
-            for lat in lattices
-        ]
+        self.seen: set[bytes] = set()  # coarse masks
 
     @property
     def best(self) -> Candidate:
-        return max(self.rewards, key=self.rewards.__getitem__)
+        return _rows(self.known, [self.rewards.index(self.best_reward)])
 
     @property
     def best_reward(self) -> float:
-        return self.rewards[self.best]
+        return max(self.rewards)
 
-    def learn_singles(
-        self, which: int, points: Sequence[Point], rewards: Sequence[float]
-    ) -> None:
-        self.singles.append(_Singles.of(self.lattices[which], points, rewards))
+    def masks(self, candidates: Candidate) -> Masks:
+        return tuple(
+            shape.masks(params, [self.area])
+            for shape, params in zip(self.shapes, candidates, strict=True)
+        )
 
-    def learn(self, rewards: dict[Candidate, float]) -> None:
-        if rewards:
-            features = torch.stack([self.proposed[c] for c in rewards])
-            known = self.features.view(-1, features.shape[1])
-            self.features = torch.cat([known, features])
-            self.rewards.update(rewards)
+    def learn(self, candidates: Candidate, rewards: Sequence[float]) -> None:
+        self.rewards += rewards
+        known = self.known or tuple(params[:0] for params in candidates)
+        pairs = zip(known, candidates, strict=True)
+        self.known = tuple(torch.cat(pair) for pair in pairs)
 
-    def propose(self, count: int) -> list[Candidate]:
-        """The next candidates to score, at most ``count``."""
-        candidates, features = self._promising(count)
-        self.proposed = dict(zip(candidates, features, strict=True))
-        return candidates
-
-    def _promising(self, count: int) -> tuple[list[Candidate], Tensor]:
+    def propose(self, most: int) -> Candidate:
+        """The next candidates to score, at most so many."""
         if not self.rewards:
-            first = [self._first()]
-            return first, self._describe(first)[0]
-        if len(self.rewards) == 1 and (windows := self._windows(count)):
-            return windows, self._describe(windows)[0]
-        wanted = self.settings.proposals if len(self.rewards) > 1 else count
-        candidates, features = self._changes(wanted)
-        if len(candidates) <= count:
-            return candidates, features
-        ratings = upper_bound(
-            self.features,
-            torch.tensor(list(self.rewards.values()), dtype=torch.double),
-            features,
-            self.settings.exploration,
-        )
-        chosen = ratings.topk(count).indices.tolist()
-        return [candidates[index] for index in chosen], features[chosen]
-
-    def _first(self) -> Candidate:
-        """The best single disks, as many as reach the area."""
-        return tuple(
-            self._enough(lattice, singles.order)
-            for lattice, singles in zip(self.lattices, self.singles, strict=True)
-        )
-
-    def _windows(self, count: int) -> list[Candidate]:
-        """Windows on all steps that stand by themselves, in place of the first set."""
-        (first,) = self.rewards
-        lattices = [it for it in enumerate(self.lattices) if it[1].single > 1]
-        found = [
-            (*first[:which], frozenset(disks), *first[which + 1 :])
-            for which, lattice in lattices
-            for disks in lattice.windows(max(1, count // len(lattices)))
-        ]
-        return [candidate for candidate in found if candidate not in self.rewards]
-
-    def _enough(self, lattice: DiskLattice, order: Sequence[Point]) -> Disks:
-        radius = lattice.radius_of(_share_of_single(lattice, len(order)))
-        for count in range(1, len(order)):
-            disks = frozenset(order[:count])
-            squares = lattice.squares([disks], lattice.sampled)
-            if (squares <= radius**2).float().mean() >= self.area:
-                return disks
-        return frozenset(order)
-
-    def _changes(self, wanted: int) -> tuple[list[Candidate], Tensor]:
-        """Random changes of the best candidates: new ones with a feasible radius."""
-        ranked = sorted(self.rewards, key=self.rewards.__getitem__, reverse=True)
-        elites = ranked[: self.settings.elites]
-        found: dict[Candidate, None] = {}
-        features = []
-        for _ in range(_ATTEMPTS):
-            tried = {self._change(self._parent(elites)): None for _ in range(wanted)}
-            new = [c for c in tried if c not in self.rewards and c not in found]
-            if new:
-                described, feasible = self._describe(new)
-                keep = feasible.nonzero().flatten()[: wanted - len(found)].tolist()
-                found |= {new[index]: None for index in keep}
-                features.append(described[keep])
-            if len(found) >= wanted:
-                break
-        return list(found), torch.cat(features) if features else self.features[:0]
-
-    def _parent(self, elites: Sequence[Candidate]) -> Candidate:
-        """One of the best, the better the likelier."""
-        return elites[int(self.draw.random() ** 2 * len(elites))]
-
-    def _change(self, parent: Candidate) -> Candidate:
-        which = self.draw.randrange(len(parent))
-        if self.lattices[which].stretched and self.draw.random() < _BARS:
-            disks = self._bar(which, parent[which])
-            return (*parent[:which], frozenset(disks), *parent[which + 1 :])
-        disks = sorted(parent[which])
-        for _ in range(2 if self.draw.random() < 0.3 else 1):
-            self._move(which, disks)
-        return (*parent[:which], frozenset(disks), *parent[which + 1 :])
-
-    def _bar(self, which: int, disks: Disks) -> list[Point]:
-        """A new bar along an axis, or all disks moved by a step along one."""
-        lattice = self.lattices[which]
-        axis = self.draw.choice([a for a, it in enumerate(lattice.apart) if not it])
-        if self.draw.random() < 0.5:
-            apart = [a for a, it in enumerate(lattice.apart) if it]
-            across = bool(apart) and self.draw.random() < 0.5
-            point = self.singles[which].draw(self.draw)
-            return lattice.bar(point, apart if across else [axis])
-        last, move = lattice.points[axis] - 1, self.draw.choice((-1, 1))
-        return [
-            (*p[:axis], min(max(0, p[axis] + move), last), *p[axis + 1 :])
-            for p in disks
-        ]
-
-    def _move(self, which: int, disks: list[Point]) -> None:
-        """Shift (40 %), relocate (25 %), add (20 %) or remove (15 %) a disk."""
-        kind = self.draw.random()
-        if kind < 0.4:
-            for _ in range(1 if self.draw.random() < 0.7 else 2):
-                index = self.draw.randrange(len(disks))
-                disks[index] = self._shifted(which, disks[index])
-        elif kind < 0.65:
-            index = self.draw.randrange(len(disks))
-            disks[index] = self.singles[which].draw(self.draw)
-        elif kind < 0.85:
-            disks.append(self.singles[which].draw(self.draw))
-        elif len(disks) > 1:
-            disks.pop(self.draw.randrange(len(disks)))
-
-    def _shifted(self, which: int, point: Point) -> Point:
-        reach = self.draw.randint(1, 3)
-        lattice = self.lattices[which]
-        return tuple(
-            i if apart else min(max(0, i + self.draw.randint(-reach, reach)), count - 1)
-            for i, count, apart in zip(
-                point, lattice.points, lattice.apart, strict=True
+            candidates = tuple(
+                torch.cat(
+                    [
+                        self.first[which],
+                        *(
+                            shape.smoothed(self.first[which], share)
+                            for share in _FIRST[1:]
+                        ),
+                    ]
+                )
+                for which, shape in enumerate(self.shapes)
             )
-        )
+            candidates = tuple(map(standardised, candidates))
+            chosen, features = self._new(candidates)
+            chosen, features = (
+                _rows(chosen, range(len(features))[:most]),
+                features[:most],
+            )
+        else:
+            chosen, features = self._promising(most)
+        self.seen |= set(_keys(features > 0))
+        known = self.features.view(-1, features.shape[1])
+        self.features = torch.cat([known, features])
+        return chosen
 
-    def _describe(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
-        """Coarse masks (M, F), scaled to squares of about 1, and which are feasible."""
-        parts = []
-        feasible = torch.ones(len(candidates), dtype=torch.bool)
-        for which, lattice in enumerate(self.lattices):
-            squares = lattice.squares([c[which] for c in candidates], lattice.sampled)
-            count = max(1, round(self.area * lattice.samples))
-            radius = radii(squares, count)
-            low, high = self.radii[which]
-            feasible &= (radius >= low) & (radius <= high)
-            edge = 2 * (lattice.pixels / lattice.samples) ** (1 / lattice.dims)
-            parts.append(disk_masks(squares, count, edge).flatten(1) / count**0.5)
-        return torch.cat(parts, 1) / len(parts) ** 0.5, feasible
+    def _promising(self, most: int) -> tuple[Candidate, Tensor]:
+        """Those of many random changes that the process rates highest."""
+        found: list[Candidate] = []
+        features: list[Tensor] = []
+        seen = set(self.seen)
+        for _ in range(_ATTEMPTS):
+            candidates, described = self._new(self._changed(), seen)
+            found.append(candidates)
+            features.append(described)
+            if sum(map(len, features)) >= most:
+                break
+        candidates = tuple(map(torch.cat, zip(*found, strict=True)))
+        described = torch.cat(features)
+        if len(described) > most and len(self.rewards) > 1:
+            rewards = torch.tensor(self.rewards, dtype=torch.double)
+            ratings = upper_bound(
+                self.features, rewards, described, self.settings.exploration
+            )
+            chosen = ratings.topk(most).indices.tolist()
+        else:
+            chosen = list(range(len(described)))[:most]
+        return _rows(candidates, chosen), described[chosen]
+
+    def _changed(self) -> Candidate:
+        """Random changes of the best fields: the better one is, the more often."""
+        number, draw = self.settings.proposals, self.generator
+        order = sorted(range(len(self.rewards)), key=lambda i: -self.rewards[i])
+        elites = torch.tensor(order[: self.settings.elites])
+        parents = elites[(torch.rand(number, generator=draw) ** 2 * len(elites)).long()]
+        low, high = map(math.log, _STRENGTH)
+        part = len(self.rewards) / self.settings.evaluations
+        strength = (low + (high - low) * torch.rand(number, generator=draw)).exp()
+        strength = strength * (1 - (1 - _FINE) * min(1.0, part))
+        which = torch.randint(2 * len(self.shapes), (number,), generator=draw)
+        changed = []
+        for place, (shape, known) in enumerate(
+            zip(self.shapes, self.known, strict=True)
+        ):
+            noise = torch.cat(
+                [
+                    shape.random(len(range(turn, number, len(_CHANGES))), share, draw)
+                    for turn, share in enumerate(_CHANGES)
+                ]
+            )
+            # Of several tensors all are changed, or one.
+            alone = (which < len(self.shapes)) & (which != place)
+            here = strength.where(~alone, 0.0).to(known)
+            here = here.view(-1, *[1] * (known.dim() - 1))
+            changed.append(standardised(known[parents.to(known.device)] + here * noise))
+        return tuple(changed)
+
+    def _new(
+        self, candidates: Candidate, seen: set[bytes] | None = None
+    ) -> tuple[Candidate, Tensor]:
+        """Those whose mask is none that was seen, and their features (M, F)."""
+        seen = set() if seen is None else seen
+        parts = [
+            shape.samples(params, self.area)
+            for shape, params in zip(self.shapes, candidates, strict=True)
+        ]
+        scales = [int(part[0].sum()) * len(parts) for part in parts]
+        kept = []
+        for row, key in enumerate(_keys(torch.cat(parts, dim=1))):
+            if key not in seen:
+                seen.add(key)
+                kept.append(row)
+        features = torch.cat(
+            [
+                part[kept] / scale**0.5
+                for part, scale in zip(parts, scales, strict=True)
+            ],
+            dim=1,
+        )
+        return _rows(candidates, kept), features
+
+
+_T = TypeVar("_T")
+
+
+def _generator(seed: int, area: float) -> torch.Generator:
+    mixed = random.Random(f"{seed} {area}").getrandbits(63)
+    return torch.Generator().manual_seed(mixed)
+
+
+def _rows(candidates: Candidate, rows: Sequence[int]) -> Candidate:
+    return tuple(params[list(rows)] for params in candidates)
+
+
+def _keys(masks: Tensor) -> Iterator[bytes]:
+    """Each row in a form that a set takes."""
+    return (row.tobytes() for row in masks.numpy())
+
+
+def _grouped(
+    jobs: Sequence[tuple[int, _T]],
+) -> Iterator[tuple[int, list[tuple[int, _T]]]]:
+    """Pairs that follow each other with the same first number."""
+    return (
+        (index, list(group))
+        for index, group in itertools.groupby(jobs, key=lambda job: job[0])
+    )

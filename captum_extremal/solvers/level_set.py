@@ -17,7 +17,8 @@ what chance could decide is decided by a rule:
    backgrounds in turn. It is pulled to the anchor, ever less. In the end it ranks the
    pixels: its level sets are the nested masks of all areas.
 4. *Refinement.* Each area's own field goes on from there, on the input as it is, at the
-   asked area, and is held near to where it came from.
+   asked area, and is held near to where it came from. Its second half sees nothing but
+   what was asked for.
 5. Deliver the region with the edge of `smooth_edges`.
 """
 
@@ -64,6 +65,7 @@ _SMALLEST = 0.02  # area of the exploration
 _SHRINKING = 0.5  # part of the exploration after which all areas take part
 _COARSE, _COARSE_UNTIL = 0.25, 0.8  # of the width of the first area; part
 _ANCHOR, _ANCHOR_UNTIL, _ANCHOR_LAST = 0.2, 0.8, 0.05
+_ASKED_FROM = 0.5  # part of the refinement from which on nothing else is shown
 _REFINING, _HOLD = 0.25, 0.03  # of the learning rate; pull in each step
 _OVER_COLOUR = " over the mean colour, see LevelSetSolver(flat_background)"
 _RANKING = 0.35  # part of the steps that a ranking alone takes
@@ -109,9 +111,10 @@ class LevelSetSolver(StepwiseSolver):
             a large mask can do without is found out before small ones have to choose.
         flat_background: Show what is left out by its mean colour in every second step
             (by the mean of each channel at the most perturbed level), instead of
-            perturbed; not where masks are of groups of features. The blurred remains of
-            a large object help the score; with them alone the mask need not show the
-            object itself.
+            perturbed; not in the last steps of all, half of those that are not shared,
+            nor where masks are of groups of features. The blurred remains of a large
+            object help the score; with them alone the mask need not show the object
+            itself.
         mirror: Explore the mirror image as well, for inputs with two spatial sizes.
             None for the images, and of a tuple of inputs for the tensors, where the
             start says that the model looks at the same places in the mirror: of a model
@@ -427,21 +430,24 @@ class _Run:
         part = step / max(1, steps - 1)
         softness = geometric(min(first, _BRANCHED * last), last, part)
         rewards, directions = cells.directions(
-            self.problem.areas,
-            self._drawn(softness),
-            self.shown[step % len(self.shown)],
+            self.problem.areas, self._drawn(softness), self._refined_on(step, steps)
         )
         self._history.write(self.done, slice(None), reward=rewards)
         rate = _REFINING * self.settings.learning_rate
         cells.move(falling(rate, step, steps), directions)
         cells.pull(self.branches, _HOLD)
 
+    def _refined_on(self, step: int, steps: int) -> Problem:
+        """Both backgrounds in turn, in the end the one that is asked for."""
+        asked = step >= _ASKED_FROM * steps
+        return self.problem if asked else self.shown[step % len(self.shown)]
+
     def _drawn(self, softness: float) -> float:
         return min(1.0, softness * math.exp(self.random.uniform(-SPREAD, SPREAD)))
 
     def _when(self, step: int) -> str:
-        refined = step - self.shared
-        flat = refined >= 0 and self.shown[refined % len(self.shown)] != self.problem
+        refined, steps = step - self.shared, self.settings.iterations - self.shared
+        flat = refined >= 0 and self._refined_on(refined, steps) != self.problem
         return f" at iteration {step}{_OVER_COLOUR if flat else ''}"
 
 

@@ -389,6 +389,7 @@ class Solution:
             out longest; None from solvers that find none.
         ended: What ended the search: its ``"budget"``, a ``"time limit"`` or, by
             Ctrl-C, an ``"interrupt"``. The masks are the best found until then.
+        runs: The masks of each search, where one was repeated, see `Restarts`.
 
     Example:
         >>> Solution((torch.ones(2, 1, 8, 8),)).history
@@ -399,3 +400,4 @@ class Solution:
     history: dict[str, Tensor] = field(default_factory=dict)
     ended: Ended = "budget"
     ranking: Masks | None = None
+    runs: tuple[Masks, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_ACROSS = 10  # areas in a row, at most
 _POINTS = 72  # in an inch
 _SATURATION = 1.25  # of the bars of Fig. 5, as a fraction of the input's score
 _BAR = 0.12  # inches, the height of a bar, and half of that above it
@@ -48,6 +50,9 @@ def plot_area_growth(
     beside it does not. The picture of the smallest sufficient area a* is framed. Where
     Phi_0 is not above 0 there are no fractions: the score itself stands below.
 
+    More than 10 areas, as of a ranking, are broken into several rows of equal length,
+    with the area below each picture.
+
     Args:
         images: For display, (N, C, H, W) in [0, 1], grey or RGB.
         result: The result for these images.
@@ -55,7 +60,8 @@ def plot_area_growth(
         title: Written above everything.
 
     Returns:
-        The figure: the images, then a column for each area, in growing order.
+        The figure: the images, then a column for each area, in growing order; where
+        there are several rows the image stands in each.
 
     Raises:
         ValueError: If the images do not fit the result, or the number of captions does
@@ -79,28 +85,48 @@ def plot_area_growth(
     check_batch("images", images)
     check_count(result, images)
     captions = captions_for("captions", captions, len(images))
-    rows, labels, curves = [], [], []
+    rows, labels, lines = [], [], []
+    pieces = _pieces(len(result.areas))
     for index, image in enumerate(images):
         masks = masks_of(image, result, index)
         image = image.detach().float().cpu()
         curve = result.curve(index)
-        rows.append([image, *(keep(image, mask) for mask in masks)])
-        labels.append([wrap_caption(captions[index]), *_fractions(curve)])
-        curves.append((curve, masks))
-    names = ["input", *(f"{100 * size:.3g} %" for size in curves[0][0].sizes)]
-    bars = any(curve.input_score > 0 for curve, _ in curves)
+        texts = _fractions(curve)
+        if len(pieces) > 1:
+            pairs = zip(curve.sizes, texts, strict=True)
+            texts = [f"area {_percent(size)}\n{text}" for size, text in pairs]
+        for piece in pieces:
+            rows.append([image, *(keep(image, masks[place]) for place in piece)])
+            caption = "" if piece.start else wrap_caption(captions[index])
+            labels.append([caption, *(texts[place] for place in piece)])
+            lines.append((curve, masks, piece))
+    names = ["input", *map(_percent, curve.sizes)]
+    if len(pieces) > 1:
+        names = ["input", *[""] * len(pieces[0])]
+    bars = any(curve.input_score > 0 for curve, _, _ in lines)
     note, room = (_BARS, 2 * _BAR) if bars else ("", 0.0)
     figure = draw_grid(rows, labels, names, title, note=note, room=room)
-    for line, (curve, masks) in enumerate(curves):
-        whole, *others = figure.axes[line * len(names) :][: len(names)]
+    for line, (curve, masks, piece) in enumerate(lines):
+        whole, *others = figure.axes[line * len(names) :][: len(piece) + 1]
         whole.xaxis.labelpad += _POINTS * room
-        for place, axes in enumerate(others):
+        for place, axes in zip(piece, others, strict=True):
             axes.xaxis.labelpad += _POINTS * room
             draw_outline(axes, masks[place])
             _draw_bar(axes, curve, place)
             if place == curve.a_star:
                 draw_box(axes)
     return figure
+
+
+def _pieces(number: int) -> list[range]:
+    """The places of each row: as few rows as there can be, of one length."""
+    length = math.ceil(number / math.ceil(number / _ACROSS))
+    starts = range(0, number, length)
+    return [range(start, min(start + length, number)) for start in starts]
+
+
+def _percent(area: float) -> str:
+    return f"{100 * area:.3g} %"
 
 
 def _fractions(curve: Curve) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_extremal.curve import Curve
+from captum_extremal.curve import Curve, told_of_overlap
 from captum_extremal.results.channels import ChannelResult
 from captum_extremal.results.extremal import ExtremalResult
 from captum_extremal.visualization._drawing import (
@@ -57,7 +57,9 @@ def plot_result(
     The first row shows the input and what each mask keeps, with the mask's outline at
     0.5 and the rest of the image as a dark ghost; the second row the mean of the masks
     (the attribution) and the masks. Beside them stand the scores over the area. The
-    smallest sufficient area a* (eq. 3), if there is one, is boxed.
+    smallest sufficient area a* (eq. 3), if there is one, is boxed. Of a search that was
+    repeated bars show the scores of all runs, and below the masks stands how far those
+    of two runs overlap.
 
     Args:
         image: The image for display, (C, H, W) in [0, 1], grey or RGB.
@@ -233,9 +235,10 @@ def _draw_pictures(axes: Any, image: Tensor, masks: Tensor, curve: Curve) -> Non
             kept, keep(image, mask), f"alone {curve.scores[place]:.2f}", PRESERVED
         )
         draw_outline(kept, mask)
-        draw_picture(
-            alone, mask, f"removed {curve.complement_scores[place]:.2f}", _DELETED_TEXT
-        )
+        removed = f"removed {curve.complement_scores[place]:.2f}"
+        if curve.overlaps:
+            removed += f"\n{told_of_overlap(curve, place)}"
+        draw_picture(alone, mask, removed, _DELETED_TEXT)
         name = f"{curve.sizes[place]:.3g} %"
         kept.set_title(name, fontsize=MEDIUM, color=INK)
         if place == curve.a_star:
@@ -252,6 +255,16 @@ def _draw_curve(axes: Axes, curve: Curve, sizes: str, unit: str) -> None:
         (curve.complement_scores, "s-", DELETED, "kept part removed"),
     ):
         axes.plot(curve.sizes, scores, style, color=color, label=label, lw=2.2, ms=7)
+    for place, scores in enumerate(curve.runs):
+        axes.vlines(
+            curve.sizes[place],
+            min(scores),
+            max(scores),
+            color=PRESERVED,
+            linewidth=6,
+            alpha=0.35,
+            label="" if place else f"all {len(scores)} runs",
+        )
     axes.axhline(curve.input_score, color=UNTOUCHED, ls="--", lw=1.8, label="input")
     axes.axhline(
         curve.perturbed_score, color=PERTURBED, ls=":", lw=2.2, label="fully perturbed"

@@ -1,0 +1,151 @@
+"""`Restarts`: any solver from several seeds; of each mask the best is delivered.
+
+Eq. 2 has a maximum, a search has luck. How far several searches agree says how much of
+an answer is luck, see `captum_extremal.results.stability.Stability`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_extremal._base.checks import check_count, check_method
+from captum_extremal.solvers.driver import Solver
+from captum_extremal.solvers.problem import Masks, Problem, Solution
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """A solver several times, each from another seed; of each mask the best.
+
+    The result then holds a ``stability``: the scores of all runs, how far their masks
+    overlap and their a*. The first run is that of the solver alone with the same seed.
+
+    Args:
+        solver: What is repeated. Its ``time_limit`` is that of each run.
+        runs: How often. Time grows with it, and so do the masks in memory.
+        together: Take all masks of an image from one run, the one that is best on
+            average, as nested masks must be.
+
+    Raises:
+        TypeError: If ``solver`` cannot solve or ``runs`` is no whole number.
+        ValueError: If ``runs`` is below 1, or another seed changes nothing.
+
+    Example:
+        >>> from captum_extremal import ExtremalPerturbation, LevelSetSolver
+        >>> solver = Restarts(LevelSetSolver(iterations=10), runs=2)
+        >>> def top(x):
+        ...     return x[:, 0, :8].mean((1, 2))
+        >>> method = ExtremalPerturbation(top, "fade", solver)
+        >>> result = method.optimize(torch.ones(1, 1, 32, 32), areas=0.25)
+        >>> result.stability.scores.shape
+        torch.Size([2, 1, 1])
+        >>> bool((result.scores >= result.stability.scores).all())
+        True
+    """
+
+    solver: Solver
+    runs: int = 3
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, type):
+            raise TypeError("solver must be a solver, got a class")
+        check_method("solver", self.solver, "solve")
+        check_count("runs", self.runs)
+        if not self.uses_seed:
+            name = type(self.solver).__name__
+            raise ValueError(f"solver must use its seed, got {name}, which does not")
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the model must be differentiable."""
+        return bool(getattr(self.solver, "needs_gradient", True))
+
+    @property
+    def uses_seed(self) -> bool:
+        """Whether another seed gives other masks."""
+        return bool(getattr(self.solver, "uses_seed", True))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all runs."""
+        return self.runs * self.solver.total_steps
+
+    @property
+    def for_ranking(self) -> Callable[[], Restarts]:
+        """The same for rankings alone, of a solver that has it."""
+        make: Callable[[], Solver] = self.solver.for_ranking  # type: ignore[attr-defined]
+        return lambda: dataclasses.replace(self, solver=make(), together=True)
+
+    def solve(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Solution:
+        """Run the solver, and choose; Ctrl-C ends the run that is under way.
+
+        Args:
+            problem: What a mask is worth.
+            seed: Of the first run; the others follow from it.
+            on_step: Told the steps of all runs.
+
+        Returns:
+            The best masks, and in `Solution.runs` those of each run.
+        """
+        found: list[Solution] = []
+        for run in range(self.runs):
+            other = random.Random(f"{seed} {run}").getrandbits(32) if run else seed
+            found.append(self.solver.solve(problem, other, on_step))
+            if found[-1].ended == "interrupt":
+                break
+        return self._chosen(problem, found)
+
+    def _chosen(self, problem: Problem, found: list[Solution]) -> Solution:
+        cells = torch.arange(problem.num_cells, device=problem.device)
+        rewards = torch.stack([problem.rewards(each.masks, cells) for each in found])
+        # What is not finite is no best one; if there is nothing else, `run` says so.
+        rewards = rewards.nan_to_num(-math.inf, -math.inf, -math.inf)
+        best = rewards.argmax(dim=0)
+        by_image = rewards.unflatten(1, (problem.num_images, -1)).mean(dim=2)
+        best_of_images = by_image.argmax(dim=0)
+        if self.together:
+            best = best_of_images.repeat_interleave(len(problem.areas))
+        rankings = [each.ranking for each in found if each.ranking is not None]
+        return Solution(
+            _taken([each.masks for each in found], best),
+            _history([each.history for each in found], best),
+            found[-1].ended,
+            _taken(rankings, best_of_images) if len(rankings) == len(found) else None,
+            tuple(each.masks for each in found),
+        )
+
+
+def _taken(runs: list[Masks], best: Tensor) -> Masks:
+    """Of each row the tensor of the run that is best."""
+    rows = torch.arange(len(best), device=best.device)
+    return tuple(
+        torch.stack(several)[best, rows] for several in zip(*runs, strict=True)
+    )
+
+
+def _history(runs: list[dict[str, Tensor]], best: Tensor) -> dict[str, Any]:
+    """Of each cell the series of the run that is best; NaN where it is shorter."""
+    series = {}
+    cells = torch.arange(len(best), device=best.device)
+    for name in runs[0]:
+        several = [run[name] for run in runs]
+        longest = max(map(len, several))
+        filled = several[0].new_full((len(runs), longest, len(best)), torch.nan)
+        for run, values in zip(filled, several, strict=True):
+            run[: len(values)] = values
+        series[name] = filled[best, :, cells].T
+    return series

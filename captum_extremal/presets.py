@@ -1,7 +1,8 @@
 """Named settings: how the paper and TorchRay look for masks.
 
 Each function returns keyword arguments, `paper_channels` for
-`ChannelExtremalPerturbation` and the others for `ExtremalPerturbation`:
+`ChannelExtremalPerturbation` and the others for `ExtremalPerturbation`. `smooth` is the
+default's search among masks as smooth as theirs:
 
     >>> from captum_extremal import ExtremalPerturbation, presets
     >>> method = ExtremalPerturbation(lambda x: x.mean((1, 2, 3)), **presets.paper())
@@ -30,12 +31,15 @@ and the rate of TorchRay, as the authors' own code does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
+from captum_extremal._base.axes import scaled
 from captum_extremal.perturbations.levels import BlurPerturbation
-from captum_extremal.solvers import ChannelDescent, GradientSolver
+from captum_extremal.solvers import ChannelDescent, GradientSolver, LevelSetSolver
 from captum_extremal.solvers.area_loss import AreaWeight
 
+_PAPER_RADIUS = 23  # at 224, where a disk has half of its height
 PAPER_CHANNELS = (
     *(1, 5, 10, 20, 25, 35, 40, 50, 60, 70, 80, 90, 100),
     *(150, 200, 250, 300, 350, 400, 450, 528),
@@ -93,6 +97,32 @@ def torchray() -> Preset:
         tolerance=0.0,
     )
     return Preset(perturbation=BlurPerturbation(border="fade"), solver=solver)
+
+
+class SmoothPreset(TypedDict):
+    """Keyword arguments of `ExtremalPerturbation`."""
+
+    solver: LevelSetSolver
+
+
+def smooth(size: Sequence[int] = (224, 224)) -> SmoothPreset:
+    """The default's search among masks that are as smooth as the paper's.
+
+    The paper's masks are made of disks of about 23 pixels at 224, up to half of their
+    height (kernel of eq. 6 with sigma = 21).
+
+    Args:
+        size: Spatial size of the inputs.
+
+    Returns:
+        Keyword arguments of `ExtremalPerturbation`.
+
+    Example:
+        >>> smooth((448, 448))["solver"].smoothness
+        46.0
+    """
+    radius = max(scaled(_PAPER_RADIUS, size))
+    return SmoothPreset(solver=LevelSetSolver(smoothness=radius))
 
 
 class ChannelPreset(TypedDict):

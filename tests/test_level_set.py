@@ -14,6 +14,7 @@ from captum_extremal import (
     GradientSolver,
     LevelSetSolver,
     Problem,
+    presets,
 )
 from captum_extremal.masks.fields import Field
 from captum_extremal.perturbations import apply
@@ -550,3 +551,20 @@ def test_a_large_image_is_seen_one_mask_at_a_time_with_the_same_outcome(
     assert max(rows) == (2 if game == "hybrid" else 1)
     torch.testing.assert_close(found.masks, usual.masks, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.scores, usual.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_the_smooth_preset_is_as_smooth_as_the_paper():
+    assert presets.smooth()["solver"] == LevelSetSolver(smoothness=23)
+    size = (112, 112)
+    solver = dataclasses.replace(presets.smooth(size)["solver"], iterations=10)
+    problem = problem_of(lambda x: x[:, 0, :56, 30:60].mean((1, 2)), (0.1,), size=size)
+    mask = solver.solve(problem).masks[0][0, 0] >= 0.5
+    # What a disk of nearly this radius fits into is nearly all of it.
+    rows, columns = torch.meshgrid(
+        torch.arange(23) - 11, torch.arange(23) - 11, indexing="ij"
+    )
+    disk = (rows**2 + columns**2 <= 10**2).float()[None, None]
+    padded = torch.nn.functional.pad(mask[None, None].float(), (11,) * 4, value=1.0)
+    fits = torch.nn.functional.conv2d(padded, disk) >= disk.sum()
+    spread = torch.nn.functional.conv2d(fits.float(), disk, padding=11) > 0
+    assert (spread[0, 0] & mask).sum() > 0.9 * mask.sum()

@@ -34,6 +34,8 @@ class Scripted:
     """Keeps as many of the first pixels as the run that it is says."""
 
     places: tuple[int, ...]
+    ends: tuple[str, ...] = ("budget",) * 9
+    ranks: bool = True
 
     total_steps = 1
 
@@ -51,7 +53,8 @@ class Scripted:
             on_step(1)
         history = {"reward": torch.full((which + 1, problem.num_cells), float(which))}
         ranking = (torch.full((problem.num_images, 1, 8), float(which)),)
-        return Solution((masks,), history, "budget", ranking)
+        ranking = ranking if self.ranks else None
+        return Solution((masks,), history, self.ends[which], ranking)
 
 
 def ramp(x):
@@ -81,8 +84,12 @@ def test_of_each_mask_the_best_run_is_delivered():
 
 
 def test_together_all_masks_of_an_image_come_from_one_run():
-    solver = Restarts(Scripted((2, 5, 4)), together=True)
+    solver = Restarts(Scripted((2, 4, 5)), together=True)
     result = method_of(solver).optimize(torch.ones(1, 1, 8), areas=[1 / 8, 1 / 8])
+    # Their rankings keep the first place at any area below 1: the first run is taken.
+    assert result.scores.tolist() == [[2, 3]]
+    without = Restarts(Scripted((2, 4, 5), ranks=False), together=True)
+    result = method_of(without).optimize(torch.ones(1, 1, 8), areas=[1 / 8, 1 / 8])
     assert result.scores.tolist() == [[9, 6]]
 
 
@@ -179,6 +186,25 @@ def test_a_ranking_is_that_of_one_run():
         assert torch.equal(cut[0, 0], masks[place])
     with pytest.raises(ValueError, match="areas must be given"):
         method_of(Restarts(Scripted(())), see).optimize(x, areas=None)
+
+
+@pytest.mark.parametrize(
+    "solver", [LevelSetSolver(iterations=6), SearchSolver(20)], ids=["ascent", "search"]
+)
+def test_attribute_and_optimize_agree_on_the_ranking(solver):
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    for seed in range(3):
+        method = method_of(Restarts(solver, 3), see)
+        ranking = method.attribute(x, areas=None, seed=seed)
+        result = method.optimize(x, areas=None, seed=seed)
+        assert torch.equal(ranking, result.ranking)
+
+
+def test_what_ended_any_run_is_told():
+    ends = ("time limit", "time limit", "budget")
+    solver = Restarts(Scripted((1, 2, 3), ends))
+    result = method_of(solver).optimize(torch.ones(1, 1, 8), areas=1 / 8)
+    assert result.settings["ended"] == "time limit"
 
 
 @pytest.mark.usefixtures("pythons_own_handler")

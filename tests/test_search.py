@@ -9,6 +9,8 @@ import torch
 
 from captum_extremal import (
     ExtremalPerturbation,
+    FadePerturbation,
+    Problem,
     SearchSolver,
 )
 from captum_extremal.masks.area import area_count
@@ -167,3 +169,84 @@ def test_the_surrogate_equals_a_literal_gaussian_process():
         mean = cross @ inverse @ values
         variance = kernel(candidate, candidate) - cross @ inverse @ cross
         assert float(bound) == pytest.approx(float(mean + 0.7 * variance.sqrt()))
+
+
+# --- what inputs of other kinds ask of it ---
+
+
+@pytest.mark.parametrize("size", [(80, 80, 240), (64, 64, 200), (513, 3000)])
+def test_masks_are_compared_along_all_axes(size):
+    problem = problem_of(lambda x: x.flatten(1).mean(1), size=size)
+    shape = SearchSolver().start(problem, 0).shapes[0]
+    coarse = shape.samples(torch.rand(2, *shape.field.points), 0.2)
+    assert 0.1 < coarse.float().mean() < 0.3
+    assert min(shape.coarse.size) >= 8
+    assert coarse.shape[1] < 40_000
+
+
+def test_a_second_input_of_one_pixel_changes_nothing():
+    def score(x, _scalar=None):
+        return see(x)
+
+    def kept_in(masks):
+        return float((masks[0, 0, 0] >= 0.5)[OBJECT].float().mean())
+
+    method = ExtremalPerturbation(score, "fade", SearchSolver(64))
+    x = torch.ones(1, 1, *SIZE)
+    alone = method.optimize(x, areas=0.11).masks
+    both = method.optimize((x, torch.ones(1, 1, 1)), areas=0.11).masks
+    assert kept_in(alone) > 0.8
+    assert kept_in(both[0]) > 0.8
+
+
+def test_an_image_has_its_budget_whatever_stands_beside_it():
+    worth = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    areas = (0.03, 0.2)
+
+    def found_by(images, seed):
+        seen = torch.zeros(4)
+
+        def score(x, rows):
+            seen.index_add_(0, images[rows], torch.ones(len(rows)))
+            return (x[0][:, 0] * worth[images[rows]]).mean(dim=(1, 2))
+
+        levels = FadePerturbation().levels(torch.ones(len(images), 1, 8, 8))
+        problem = Problem(score, (levels,), areas)
+        return SearchSolver(64).solve(problem, seed).masks[0], seen
+
+    for seed in range(4):
+        together, seen = found_by(torch.arange(4), seed)
+        for image in range(4):
+            alone, alone_seen = found_by(torch.tensor([image]), seed)
+            assert torch.equal(together[2 * image : 2 * image + 2], alone)
+            assert seen[image] == alone_seen[image] <= 2 * 64
+
+
+def test_random_fields_vary():
+    problem = problem_of(lambda x: x.flatten(1).mean(1), size=(12, 1000))
+    shape = SearchSolver().start(problem, 0).shapes[0]
+    fields = shape.random(200, 0.1, torch.Generator().manual_seed(0))
+    along_leads = (fields.std(dim=1) < 1e-4).all(dim=1)
+    along_time = (fields.std(dim=2) < 1e-4).all(dim=1)
+    assert 0.1 < along_leads.float().mean() < 0.4
+    assert 0.1 < along_time.float().mean() < 0.4
+    assert not (along_leads & along_time).any()
+
+
+def test_two_random_masks_teach_nothing():
+    def first_field(shift):
+        problem = problem_of(lambda x: see(x) + shift, (0.1,))
+        run = SearchSolver(7).start(problem, 3)
+        run.step()
+        return run.cells[0].first[0]
+
+    assert torch.equal(first_field(0.0), first_field(1e-6))
+
+
+def test_a_score_that_is_not_finite_at_a_random_mask_is_told_so():
+    def score(x):
+        kept = (x[:, 0] > 0.5).flatten(1).float().mean(dim=1)
+        return torch.where((kept > 0.12) & (kept < 0.9), torch.nan, see(x))
+
+    with pytest.raises(RuntimeError, match="got nan at a random mask for image 0"):
+        solve(areas=(0.1,), score=score)

@@ -150,7 +150,7 @@ CASES = (
             "evaluations": 40, "batch": 4, "edge": 0.1, "proposals": 20, "elites": 1,
             "exploration": 5.0, "nested": True,
         },
-        when="",
+        when="( at a random mask)?",
         exact=False,
     ),
     Case(

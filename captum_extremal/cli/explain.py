@@ -103,7 +103,7 @@ def _shared_options(default_areas: Sequence[float]) -> Option:
             default=1,
             show_default=True,
             help="Search so often from other seeds, take the best mask of each area "
-            "and show how far the runs agree.",
+            "and show how far the runs agree; --time-limit is that of each.",
         ),
         methods_option(
             "--compare",

@@ -46,7 +46,7 @@ class Stability:
         input_score: Tensor,
     ) -> Stability:
         """From the masks of R runs, each tensor (N, A, 1, *S), and their scores."""
-        overlaps = [_overlap(*pair) for pair in combinations(masks, 2)]
+        overlaps = [_overlap(*pair, scores) for pair in combinations(masks, 2)]
         overlap = torch.full_like(scores[0], torch.nan)
         if overlaps:
             overlap = torch.stack(overlaps).mean(dim=0)
@@ -82,7 +82,9 @@ class Stability:
         return torch.stack(same).mean(dim=0)
 
 
-def _overlap(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+def _overlap(
+    one: tuple[Tensor, ...], other: tuple[Tensor, ...], like: Tensor
+) -> Tensor:
     """Intersection over union, of all tensors of an input together, (N, A)."""
     both: Tensor | float = 0.0
     either: Tensor | float = 0.0
@@ -90,4 +92,4 @@ def _overlap(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
         first, second = (mask.flatten(2) >= 0.5 for mask in (first, second))
         both = both + (first & second).sum(dim=2)
         either = either + (first | second).sum(dim=2)
-    return torch.as_tensor(both / either)
+    return torch.as_tensor(both / either).to(like)

@@ -9,10 +9,10 @@ are worth a forward:
 2. Score its level set at each area, and smoother ones.
 3. Repeat: add random fields, coarse and fine, to the best ones, keep the changes that
    the process rates highest (mean + exploration * standard deviation), score these.
-4. Deliver the best mask that was seen.
+4. Deliver the best mask that was seen; or, as a ranking, the level sets of the sum of
+   the areas' best fields.
 
-The masks that are scored are those that are delivered. No gradient is needed, so any
-callable that returns scores will do.
+No gradient is needed, so any callable that returns scores will do.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ _STRENGTH = (0.15, 1.0)  # of a change, relative to the field; in the end
 _FINE = 0.4  # times as much
 _ALIKE = 0.5  # of the changes along an axis, where axes are not alike
 _ATTEMPTS = 8  # rounds of changes, where few give another mask
-_SAMPLES = 3136  # pixels that the process compares masks at
+_SAMPLES = 3136  # pixels that the process compares masks at, about
+_FEWEST = 8  # of them along an axis
+_ROUNDING = 1e-13  # of sums of rewards, in double precision
 _RANKED = (0.05, 0.1, 0.2)  # areas whose best fields make a ranking together
 
 
@@ -152,7 +154,7 @@ class _Search:
             for area in self.areas
         ]
         self._best: list[Tensor] = []  # of each round
-        self.used = 0
+        self.used = self.learnt = 0  # evaluations
 
     @property
     def num_images(self) -> int:
@@ -172,12 +174,12 @@ class _Search:
         """Score a round; the first are level sets of what random masks have taught."""
         before = self.used
         if not self._best:
-            self.used = self._learn()
-        count = min(self.settings.batch, self.settings.evaluations - self.used)
-        if count:
-            self.used += self._score_round(count)
+            self.learnt = self._learn()
+        # Where one cell is through, others that found fewer masks to try go on.
+        while self.used == before and self._score_round():
             best = [cell.best_reward for cell in self.cells]
             self._best.append(torch.tensor(best, dtype=torch.double))
+            self.used = self.learnt + max(len(cell.rewards) for cell in self.cells)
         return self.used - before
 
     def masks(self) -> Masks:
@@ -217,7 +219,8 @@ class _Search:
             for start in range(0, len(areas), self._at_once):
                 rows = range(start, min(start + self._at_once, len(areas)))
                 masks = self._random_masks(candidates, areas, rows)
-                rewards = self._rewards(masks, [image * number] * len(rows))
+                indices = [image * number] * len(rows)
+                rewards = self._rewards(masks, indices, " at a random mask")
                 average.add(masks, rewards)
             first = average.field(areas, generator)
             for cell in self.cells[image * number : (image + 1) * number]:
@@ -235,9 +238,13 @@ class _Search:
             for shape, params in zip(self.shapes, candidates, strict=True)
         )
 
-    def _score_round(self, most: int) -> int:
+    def _score_round(self) -> bool:
         """Let each cell choose its candidates, and tell it what they are worth."""
-        proposed = [cell.propose(most) for cell in self.cells]
+        left = self.settings.evaluations - self.learnt
+        proposed = [
+            cell.propose(min(self.settings.batch, left - len(cell.rewards)))
+            for cell in self.cells
+        ]
         jobs = [
             (index, row)
             for index, candidates in enumerate(proposed)
@@ -255,21 +262,24 @@ class _Search:
         for index, cell in enumerate(self.cells):
             own = [r for (i, _), r in zip(jobs, rewards, strict=True) if i == index]
             cell.learn(proposed[index], own)
-        return max(len(candidates[0]) for candidates in proposed)
+        return bool(jobs)
 
     @property
     def _at_once(self) -> int:
         """Masks that are made and scored together."""
         return 1 if self.problem.is_large else self.problem.perturbations_per_eval
 
-    def _rewards(self, masks: Masks, indices: Sequence[int]) -> list[float]:
+    def _rewards(
+        self, masks: Masks, indices: Sequence[int], when: str = ""
+    ) -> list[float]:
         """What masks of some cells are worth, once sure that these are numbers."""
         cells = torch.tensor(indices, device=self.problem.device)
         if self.settings.nested:  # its cells are not those of the problem
             images = cells.div(len(self.areas), rounding_mode="floor")
             cells = images * len(self.problem.areas)
+            when = when or " at a mask of the ranking"
         rewards = self.problem.rewards(masks, cells)
-        self.problem.check_finite(rewards, cells)
+        self.problem.check_finite(rewards, cells, when)
         self.dtype = rewards.dtype
         values: list[float] = rewards.tolist()
         return values
@@ -289,20 +299,19 @@ class _Shape:
         self.unlike = [axis for axis, _ in enumerate(size)] if any(short) else []
         self.coarse = self.field
         if isinstance(self.field, Field):
-            excess = (self.pixels / _SAMPLES) ** (1 / short.count(False))
-            stride = max(1, math.floor(excess))
-            self.coarse = self.field.thinned([1 if one else stride for one in short])
+            self.coarse = self.field.thinned(_strides(self.field))
 
     def random(self, count: int, share: float, generator: torch.Generator) -> Tensor:
         """Random fields that vary over this share of the length of each axis."""
         points = self.field.points
         params = torch.randn((count, *points), generator=generator)
-        for axis in self.unlike:
-            # The same part of all leads, a few bands at all times.
-            alike = torch.rand(count, generator=generator) < _ALIKE / len(self.unlike)
-            params[alike] = (
-                params[alike].narrow(axis + 1, 0, 1).expand_as(params[alike])
-            )
+        if self.unlike:
+            # The same part of all leads, or a few bands at all times.
+            draws = torch.rand(count, generator=generator) / _ALIKE * len(self.unlike)
+            for axis in self.unlike:
+                alike = draws.floor() == axis
+                first = params[alike].narrow(axis + 1, 0, 1)
+                params[alike] = first.expand_as(params[alike])
         return standardised(self.smoothed(params.to(self.device), share))
 
     def smoothed(self, params: Tensor, share: float) -> Tensor:
@@ -362,22 +371,25 @@ class _Average:
         Large masks score higher for their size: of each reward that is taken off first.
         """
         rewards = torch.tensor(self.rewards, dtype=torch.double)
-        if rewards.unique().numel() > 1:
+        fields = [shape.random(1, _SMOOTH[1], generator) for shape in self.shapes]
+        if len(rewards) > 2:  # two fit a line
             logs = torch.tensor(areas, dtype=torch.double).log()
             terms = torch.stack([torch.ones_like(logs), logs], dim=1)
             trend = torch.linalg.lstsq(terms, rewards[:, None]).solution
-            weights = (rewards - (terms @ trend)[:, 0]).float()
-            weights = weights / weights.abs().max().clamp_min(1e-30)
+            left = rewards - (terms @ trend)[:, 0]
+            if left.abs().max() <= _ROUNDING * rewards.abs().max():
+                return tuple(fields)
+            weights = (left / left.abs().max()).float()
             sums = [
                 torch.tensordot(weights.to(shape.device), torch.cat(seen), dims=1)[None]
                 for shape, seen in zip(self.shapes, self.seen, strict=True)
             ]
-            if all(bool(values.any()) for values in sums):
-                return tuple(
-                    standardised(shape.smoothed(values, _FIRST[0]))
-                    for shape, values in zip(self.shapes, sums, strict=True)
-                )
-        return tuple(shape.random(1, _SMOOTH[1], generator) for shape in self.shapes)
+            for which, (shape, values) in enumerate(
+                zip(self.shapes, sums, strict=True)
+            ):
+                if values.any():  # not of a single pixel
+                    fields[which] = standardised(shape.smoothed(values, _FIRST[0]))
+        return tuple(fields)
 
 
 class _Cell:
@@ -422,6 +434,8 @@ class _Cell:
 
     def propose(self, most: int) -> Candidate:
         """The next candidates to score, at most so many."""
+        if most == 0:
+            return _rows(self.known, [])
         if not self.rewards:
             candidates = tuple(
                 torch.cat(
@@ -530,6 +544,21 @@ _T = TypeVar("_T")
 def _generator(seed: int, area: float) -> torch.Generator:
     mixed = random.Random(f"{seed} {area}").getrandbits(63)
     return torch.Generator().manual_seed(mixed)
+
+
+def _strides(field: Field) -> list[int]:
+    """Every how many pixels of each axis are enough to compare masks."""
+    strides = [1] * len(field.size)
+
+    def left(axis: int) -> int:
+        return 0 if field.bases[axis] is None else field.size[axis] // strides[axis]
+
+    while math.prod(field.thinned(strides).size) > _SAMPLES:
+        longest = max(range(len(strides)), key=left)
+        if left(longest) <= _FEWEST:
+            break
+        strides[longest] += 1
+    return strides
 
 
 def _rows(candidates: Candidate, rows: Sequence[int]) -> Candidate:

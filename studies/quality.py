@@ -400,17 +400,18 @@ def write_report() -> None:
     contents["pieces"] = pieces_table(unseen, same)
     for name in same[:2]:
         contents[f"{name} and before"] = paired_table(unseen, name, BEFORE, held_out)
-    both = paired_table(unseen, "search", SEARCH_BEFORE, held_out)
+    both = paired_table(records, "search", SEARCH_BEFORE, held_out)
     contents["search and before"] = both
     radii = [name for name in (f"level-set-r{r}" for r in RADII) if name in records]
     if radii:
-        contents["smoothness"] = pieces_table(records, [DEFAULT, *radii])
+        contents["smoothness"] = pieces_table(unseen, [DEFAULT, *radii])
+        smooth = paired_table(early, radii[-1], "torchray", held_out)
+        contents[f"{radii[-1]} and torchray"] = smooth
     played = RESULTS / "pointing"
     if played.is_dir():
         hits = records_of(played)
-        names = [name for name in METHODS if name in hits]
-        ours = DEFAULT if DEFAULT in hits else BEFORE
-        contents["pointing"] = pointing_table(hits, [ours, *names], ours)
+        names = [name for name in (*METHODS, BEFORE) if name in hits]
+        contents["pointing"] = pointing_table(hits, names, DEFAULT)
     if any("@" in name for name in records):
         families = {
             base: [n for n in records if n == base or n.startswith(f"{base}@")]
@@ -418,7 +419,7 @@ def write_report() -> None:
         }
         families = {base: n for base, n in families.items() if len(n) > 1}
         images = budget_figure(records, families, DOCS / "images" / "budget.png")
-        contents["budget"] = f"Means over {images} held-out images and three areas."
+        contents["budget"] = f"Means over {images} images and three areas."
     machines = {
         (r["metadata"]["date"], r["metadata"]["processor"], r["metadata"]["torch"])
         for found in records.values()

@@ -23,7 +23,6 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -538,9 +537,6 @@ class _Cell:
         return _rows(candidates, kept), features
 
 
-_T = TypeVar("_T")
-
-
 def _generator(seed: int, area: float) -> torch.Generator:
     mixed = random.Random(f"{seed} {area}").getrandbits(63)
     return torch.Generator().manual_seed(mixed)
@@ -571,8 +567,8 @@ def _keys(masks: Tensor) -> Iterator[bytes]:
 
 
 def _grouped(
-    jobs: Sequence[tuple[int, _T]],
-) -> Iterator[tuple[int, list[tuple[int, _T]]]]:
+    jobs: Sequence[tuple[int, int]],
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Pairs that follow each other with the same first number."""
     return (
         (index, list(group))

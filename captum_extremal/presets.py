@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from captum_extremal._base.axes import scaled
+from captum_extremal._base.checks import check_count
 from captum_extremal.perturbations.levels import BlurPerturbation
 from captum_extremal.solvers import ChannelDescent, GradientSolver, LevelSetSolver
 from captum_extremal.solvers.area_loss import AreaWeight
@@ -117,10 +118,18 @@ def smooth(size: Sequence[int] = (224, 224)) -> SmoothPreset:
     Returns:
         Keyword arguments of `ExtremalPerturbation`.
 
+    Raises:
+        ValueError: If these are not 1 to 3 numbers of pixels.
+        TypeError: If one is no whole number.
+
     Example:
         >>> smooth((448, 448))["solver"].smoothness
         46.0
     """
+    if isinstance(size, int) or not 1 <= len(size) <= 3:
+        raise ValueError(f"size must hold 1 to 3 spatial sizes, got {size!r}")
+    for side in size:
+        check_count("size", side)
     radius = max(scaled(_PAPER_RADIUS, size))
     return SmoothPreset(solver=LevelSetSolver(smoothness=radius))
 

@@ -405,6 +405,17 @@ def test_seed(result_of):
     assert seeds == [0, 7]
 
 
+def test_restarts(result_of, run):
+    options = ("--areas=0.1", "--solver=search", "--steps=9")
+    once, twice = (result_of(*options, *more) for more in ((), ("--restarts=2",)))
+    assert once.stability is None
+    assert twice.stability.scores.shape == (2, 1, 1)
+    assert twice.scores >= once.scores
+    refused = run(*options[:1], "--solver=gradient", "--restarts=2")
+    assert refused.exit_code == 2
+    assert "--restarts: solver must use its seed" in refused.stderr
+
+
 def test_threads(run, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)

@@ -553,6 +553,12 @@ def test_a_large_image_is_seen_one_mask_at_a_time_with_the_same_outcome(
     torch.testing.assert_close(found.scores, usual.scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [224, (), (0, 224), (2,) * 4], ids=str)
+def test_the_smooth_preset_refuses_what_is_no_size(size):
+    with pytest.raises(ValueError, match="size must"):
+        presets.smooth(size)
+
+
 def test_the_smooth_preset_is_as_smooth_as_the_paper():
     assert presets.smooth()["solver"] == LevelSetSolver(smoothness=23)
     size = (112, 112)

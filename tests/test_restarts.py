@@ -232,6 +232,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_the_best():
         ((SearchSolver,), TypeError, "solver must be a solver, got a class"),
         ((SearchSolver(), 0), ValueError, "runs must be at least 1, got 0"),
         ((SearchSolver(), 1.5), TypeError, "runs must be"),
+        ((SearchSolver(), 2, 1), TypeError, "together must be True or False, got 1"),
         ((GradientSolver(),), ValueError, "solver must use its seed, got GradientSol"),
     ],
 )

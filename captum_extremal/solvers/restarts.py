@@ -63,6 +63,8 @@ class Restarts:
             raise TypeError("solver must be a solver, got a class")
         check_method("solver", self.solver, "solve")
         check_count("runs", self.runs)
+        if not isinstance(self.together, bool):
+            raise TypeError(f"together must be True or False, got {self.together!r}")
         if not self.uses_seed:
             name = type(self.solver).__name__
             raise ValueError(f"solver must use its seed, got {name}, which does not")

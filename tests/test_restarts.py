@@ -52,8 +52,11 @@ class Scripted:
         if on_step is not None:
             on_step(1)
         history = {"reward": torch.full((which + 1, problem.num_cells), float(which))}
-        ranking = (torch.full((problem.num_images, 1, 8), float(which)),)
-        ranking = ranking if self.ranks else None
+        ranking = None
+        if self.ranks:
+            first = torch.zeros(problem.num_images, 1, 8)
+            first[..., self.places[which]] = 1
+            ranking = (first,)
         return Solution((masks,), history, self.ends[which], ranking)
 
 
@@ -79,15 +82,14 @@ def test_of_each_mask_the_best_run_is_delivered():
     assert rewards[0, :2].tolist() == [1, 1]
     assert rewards[0, 2].isnan()
     assert rewards[1].tolist() == [2, 2, 2]
-    # The ranking is that of the run that is best on average: 7.5 beats 6.5.
-    assert result.ranking.unique().tolist() == [1]
+    # The ranking is that of the run whose own first places are worth the most.
+    assert result.ranking.argmax() == 5
 
 
 def test_together_all_masks_of_an_image_come_from_one_run():
     solver = Restarts(Scripted((2, 4, 5)), together=True)
     result = method_of(solver).optimize(torch.ones(1, 1, 8), areas=[1 / 8, 1 / 8])
-    # Their rankings keep the first place at any area below 1: the first run is taken.
-    assert result.scores.tolist() == [[2, 3]]
+    assert result.scores.tolist() == [[9, 6]]
     without = Restarts(Scripted((2, 4, 5), ranks=False), together=True)
     result = method_of(without).optimize(torch.ones(1, 1, 8), areas=[1 / 8, 1 / 8])
     assert result.scores.tolist() == [[9, 6]]
@@ -207,6 +209,21 @@ def test_what_ended_any_run_is_told():
     assert result.settings["ended"] == "time limit"
 
 
+def test_a_run_that_was_broken_off_says_nothing_of_stability():
+    ends = ("budget", "interrupt")
+    problem = problem_of(ramp, (1 / 8,), size=(8,))
+    solution = Restarts(Scripted((1, 5), ends)).solve(problem)
+    assert solution.masks[0].argmax() == 5  # but it may be the best
+    assert [int(masks[0].argmax()) for masks in solution.runs] == [1]
+
+
+def test_the_ranking_does_not_depend_on_the_areas():
+    method = method_of(Restarts(LevelSetSolver(iterations=6), 3), see)
+    x = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+    one, other = (method.optimize(x, areas=a).ranking for a in ([0.05, 0.1], [0.4]))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.usefixtures("pythons_own_handler")
 def test_ctrl_c_ends_all_runs_and_keeps_the_best():
     rounds = []
@@ -221,7 +238,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_the_best():
     with pytest.raises(SearchInterrupted) as caught:
         method.optimize(torch.ones(1, 1, 32, 32), areas=0.1)
     assert len(rounds) < 20
-    assert len(caught.value.result.stability.scores) == 1
+    assert len(caught.value.result.stability.scores) == 1  # of the one that began
     assert caught.value.result.settings["ended"] == "interrupt"
 
 

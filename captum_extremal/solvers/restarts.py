@@ -1,4 +1,4 @@
-"""`Restarts`: any solver from several seeds; of each mask the best is delivered.
+"""`Restarts`: a solver from several seeds; of each mask the best is delivered.
 
 Eq. 2 has a maximum, a search has luck. How far several searches agree says how much of
 an answer is luck, see `captum_extremal.results.stability.Stability`.
@@ -116,24 +116,31 @@ class Restarts:
 
     def _chosen(self, problem: Problem, found: list[Solution]) -> Solution:
         cells = torch.arange(problem.num_cells, device=problem.device)
-        rewards = torch.stack([problem.rewards(each.masks, cells) for each in found])
         rankings = [each.ranking for each in found if each.ranking is not None]
-        if self.together and len(rankings) == len(found):
-            # Whatever areas are asked for.
+        ranked = len(rankings) == len(found)
+        rewards = None
+        if not (self.together and ranked):
+            several = [problem.rewards(each.masks, cells) for each in found]
+            rewards = torch.stack(several)
+        if ranked:  # whatever areas are asked for
             worth = torch.stack([_worth(problem, each) for each in rankings])
         else:
+            assert rewards is not None
             worth = rewards.unflatten(1, (problem.num_images, -1)).mean(dim=2)
         best_of_images = _best(worth)
-        best = _best(rewards)
-        if self.together:
+        if self.together or rewards is None:
             best = best_of_images.repeat_interleave(len(problem.areas))
+        else:
+            best = _best(rewards)
+        # One that was broken off says nothing of stability.
+        whole = [each for each in found if each.ended != "interrupt"] or found
         endings = [each.ended for each in found]
         return Solution(
             _taken([each.masks for each in found], best),
             _history([each.history for each in found], best),
             max(endings, key=("budget", "time limit", "interrupt").index),
             _taken(rankings, best_of_images) if len(rankings) == len(found) else None,
-            tuple(each.masks for each in found),
+            tuple(each.masks for each in whole),
         )
 
 

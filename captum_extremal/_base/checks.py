@@ -214,6 +214,19 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_bool(name: str, value: object) -> None:
+    """True or False, nothing that stands for it.
+
+    Example:
+        >>> check_bool("mirror", 1)
+        Traceback (most recent call last):
+        ...
+        TypeError: mirror must be True or False, got 1
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_channel_dim(shape: Sequence[int], channel_dim: int) -> int:
     """The dimension of the channels of an activation, counted from the front.
 

@@ -289,10 +289,7 @@ class LayerMasks(LayerAttribution, MaskAttribution, Generic[Result]):
         """The checked arguments as a problem, while the model is left as found."""
         tensors = as_tuple(inputs)
         _check_examples(tensors)
-        if not isinstance(at_input, bool):
-            raise TypeError(
-                f"attribute_to_layer_input must be True or False, got {at_input!r}"
-            )
+        checks.check_bool("attribute_to_layer_input", at_input)
 
         def lay(watch: Watch) -> AbstractContextManager[LayerSite]:
             return self._lay(tensors, asked, at_input, baselines, channel_dim, watch)

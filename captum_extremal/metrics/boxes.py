@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_count, check_shape
+from captum_extremal._base.checks import check_bool, check_count, check_shape
 
 
 def boxes_to_masks(
@@ -49,10 +49,7 @@ def boxes_to_masks(
     check_shape("boxes", boxes, "B 4")
     if not isinstance(size, Sequence) or len(size) != 2:
         raise ValueError(f"size must be (H, W), got {size!r}")
-    if not isinstance(one_based_inclusive, bool):
-        raise TypeError(
-            f"one_based_inclusive must be True or False, got {one_based_inclusive!r}"
-        )
+    check_bool("one_based_inclusive", one_based_inclusive)
     height, width = (check_count("size", side) for side in size)
     for box in boxes.tolist():
         if not (box[0] <= box[2] and box[1] <= box[3]):

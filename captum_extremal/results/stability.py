@@ -86,10 +86,9 @@ def _overlap(
     one: tuple[Tensor, ...], other: tuple[Tensor, ...], like: Tensor
 ) -> Tensor:
     """Intersection over union, of all tensors of an input together, (N, A)."""
-    both: Tensor | float = 0.0
-    either: Tensor | float = 0.0
-    for first, second in zip(one, other, strict=True):
-        first, second = (mask.flatten(2) >= 0.5 for mask in (first, second))
-        both = both + (first & second).sum(dim=2)
-        either = either + (first | second).sum(dim=2)
-    return torch.as_tensor(both / either).to(like)
+    first, second = (
+        torch.cat([mask.flatten(2) for mask in masks], dim=2) >= 0.5
+        for masks in (one, other)
+    )
+    both, either = (first & second).sum(dim=2), (first | second).sum(dim=2)
+    return (both / either).to(like)

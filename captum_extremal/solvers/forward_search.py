@@ -28,7 +28,12 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base.axes import is_short
-from captum_extremal._base.checks import check_count, check_non_negative, check_positive
+from captum_extremal._base.checks import (
+    check_bool,
+    check_count,
+    check_non_negative,
+    check_positive,
+)
 from captum_extremal.masks.area import area_count
 from captum_extremal.masks.edges import (
     EDGE,
@@ -115,8 +120,7 @@ class SearchSolver(StepwiseSolver):
             check_count(name, getattr(self, name))
         for name in ("edge", "exploration"):
             check_non_negative(name, getattr(self, name))
-        if not isinstance(self.nested, bool):
-            raise TypeError(f"nested must be True or False, got {self.nested!r}")
+        check_bool("nested", self.nested)
         if self.time_limit is not None:
             check_positive("time_limit", self.time_limit)
 
@@ -258,9 +262,9 @@ class _Search:
             ]
             masks = tuple(map(torch.cat, zip(*parts, strict=True)))
             rewards += self._rewards(masks, [index for index, _ in piece])
-        for index, cell in enumerate(self.cells):
-            own = [r for (i, _), r in zip(jobs, rewards, strict=True) if i == index]
-            cell.learn(proposed[index], own)
+        scored = iter(rewards)
+        for cell, candidates in zip(self.cells, proposed, strict=True):
+            cell.learn(candidates, list(itertools.islice(scored, len(candidates[0]))))
         return bool(jobs)
 
     @property
@@ -369,26 +373,31 @@ class _Average:
 
         Large masks score higher for their size: of each reward that is taken off first.
         """
-        rewards = torch.tensor(self.rewards, dtype=torch.double)
         fields = [shape.random(1, _SMOOTH[1], generator) for shape in self.shapes]
-        if len(rewards) > 2:  # two fit a line
-            logs = torch.tensor(areas, dtype=torch.double).log()
-            terms = torch.stack([torch.ones_like(logs), logs], dim=1)
-            trend = torch.linalg.lstsq(terms, rewards[:, None]).solution
-            left = rewards - (terms @ trend)[:, 0]
-            if left.abs().max() <= _ROUNDING * rewards.abs().max():
-                return tuple(fields)
-            weights = (left / left.abs().max()).float()
-            sums = [
-                torch.tensordot(weights.to(shape.device), torch.cat(seen), dims=1)[None]
-                for shape, seen in zip(self.shapes, self.seen, strict=True)
-            ]
-            for which, (shape, values) in enumerate(
-                zip(self.shapes, sums, strict=True)
-            ):
-                if values.any():  # not of a single pixel
-                    fields[which] = standardised(shape.smoothed(values, _FIRST[0]))
+        weights = _beyond_trend(self.rewards, areas)
+        if weights is None:
+            return tuple(fields)
+        for which, shape in enumerate(self.shapes):
+            masks = torch.cat(self.seen[which])
+            values = torch.tensordot(weights.to(shape.device), masks, dims=1)[None]
+            if values.any():  # not of a single pixel
+                fields[which] = standardised(shape.smoothed(values, _FIRST[0]))
         return tuple(fields)
+
+
+def _beyond_trend(rewards: Sequence[float], areas: Sequence[float]) -> Tensor | None:
+    """What rewards have beyond the usual of their area, at most 1; None if nothing."""
+    if len(rewards) <= 2:  # two fit a line
+        return None
+    values = torch.tensor(rewards, dtype=torch.double)
+    logs = torch.tensor(areas, dtype=torch.double).log()
+    terms = torch.stack([torch.ones_like(logs), logs], dim=1)
+    trend = torch.linalg.lstsq(terms, values[:, None]).solution
+    left = values - (terms @ trend)[:, 0]
+    if left.abs().max() <= _ROUNDING * values.abs().max():
+        return None
+    weights: Tensor = left / left.abs().max()
+    return weights.float()
 
 
 class _Cell:
@@ -435,34 +444,38 @@ class _Cell:
         """The next candidates to score, at most so many."""
         if most == 0:
             return _rows(self.known, [])
-        if not self.rewards:
-            candidates = tuple(
-                torch.cat(
-                    [
-                        self.first[which],
-                        *(
-                            shape.smoothed(self.first[which], share)
-                            for share in _FIRST[1:]
-                        ),
-                    ]
-                )
-                for which, shape in enumerate(self.shapes)
-            )
-            candidates = tuple(map(standardised, candidates))
-            chosen, features = self._new(candidates)
-            chosen, features = (
-                _rows(chosen, range(len(features))[:most]),
-                features[:most],
-            )
+        if self.rewards:
+            candidates, features = self._new_changes(most)
         else:
-            chosen, features = self._promising(most)
+            candidates, features = self._new(self._first_ones(), set())
+        chosen = list(range(len(features)))[:most]
+        if len(features) > most and len(self.rewards) > 1:
+            chosen = self._promising(features, most)
+        features = features[chosen]
         self.seen |= set(_keys(features > 0))
         known = self.features.view(-1, features.shape[1])
         self.features = torch.cat([known, features])
-        return chosen
+        return _rows(candidates, chosen)
 
-    def _promising(self, most: int) -> tuple[Candidate, Tensor]:
-        """Those of many random changes that the process rates highest."""
+    def _first_ones(self) -> Candidate:
+        """What was learnt, and the same smoother."""
+        several = [
+            [params, *(shape.smoothed(params, share) for share in _FIRST[1:])]
+            for shape, params in zip(self.shapes, self.first, strict=True)
+        ]
+        return tuple(standardised(torch.cat(params)) for params in several)
+
+    def _promising(self, features: Tensor, most: int) -> list[int]:
+        """So many of the candidates: those that the process rates highest."""
+        rewards = torch.tensor(self.rewards, dtype=torch.double)
+        ratings = upper_bound(
+            self.features, rewards, features, self.settings.exploration
+        )
+        rows: list[int] = ratings.topk(most).indices.tolist()
+        return rows
+
+    def _new_changes(self, most: int) -> tuple[Candidate, Tensor]:
+        """Random changes, so many at least, unless they give few other masks."""
         found: list[Candidate] = []
         features: list[Tensor] = []
         seen = set(self.seen)
@@ -472,17 +485,7 @@ class _Cell:
             features.append(described)
             if sum(map(len, features)) >= most:
                 break
-        candidates = tuple(map(torch.cat, zip(*found, strict=True)))
-        described = torch.cat(features)
-        if len(described) > most and len(self.rewards) > 1:
-            rewards = torch.tensor(self.rewards, dtype=torch.double)
-            ratings = upper_bound(
-                self.features, rewards, described, self.settings.exploration
-            )
-            chosen = ratings.topk(most).indices.tolist()
-        else:
-            chosen = list(range(len(described)))[:most]
-        return _rows(candidates, chosen), described[chosen]
+        return tuple(map(torch.cat, zip(*found, strict=True))), torch.cat(features)
 
     def _changed(self) -> Candidate:
         """Random changes of the best fields: the better one is, the more often."""
@@ -512,11 +515,8 @@ class _Cell:
             changed.append(standardised(known[parents.to(known.device)] + here * noise))
         return tuple(changed)
 
-    def _new(
-        self, candidates: Candidate, seen: set[bytes] | None = None
-    ) -> tuple[Candidate, Tensor]:
+    def _new(self, candidates: Candidate, seen: set[bytes]) -> tuple[Candidate, Tensor]:
         """Those whose mask is none that was seen, and their features (M, F)."""
-        seen = set() if seen is None else seen
         parts = [
             shape.samples(params, self.area)
             for shape, params in zip(self.shapes, candidates, strict=True)

@@ -35,7 +35,12 @@ import torch
 from torch import Tensor
 
 from captum_extremal._base.axes import is_short, lattice_steps, scales
-from captum_extremal._base.checks import check_count, check_non_negative, check_positive
+from captum_extremal._base.checks import (
+    check_bool,
+    check_count,
+    check_non_negative,
+    check_positive,
+)
 from captum_extremal.masks.edges import EDGE, places
 from captum_extremal.masks.fields import Field
 from captum_extremal.solvers.ascent import (
@@ -165,9 +170,7 @@ class LevelSetSolver(StepwiseSolver):
         if self.smoothness is not None:
             check_non_negative("smoothness", self.smoothness)
         check_softness(self.softness)
-        if not isinstance(self.flat_background, bool):
-            came = repr(self.flat_background)
-            raise TypeError(f"flat_background must be True or False, got {came}")
+        check_bool("flat_background", self.flat_background)
         if self.mirror is not None and not isinstance(self.mirror, bool):
             raise TypeError(f"mirror must be True, False or None, got {self.mirror!r}")
         for name in ("first_area", "shared"):

@@ -11,12 +11,11 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_extremal._base.checks import check_count, check_method
+from captum_extremal._base.checks import check_bool, check_count, check_method
 from captum_extremal.masks.edges import binary
 from captum_extremal.solvers.driver import Solver
 from captum_extremal.solvers.problem import Masks, Problem, Solution
@@ -63,8 +62,7 @@ class Restarts:
             raise TypeError("solver must be a solver, got a class")
         check_method("solver", self.solver, "solve")
         check_count("runs", self.runs)
-        if not isinstance(self.together, bool):
-            raise TypeError(f"together must be True or False, got {self.together!r}")
+        check_bool("together", self.together)
         if not self.uses_seed:
             name = type(self.solver).__name__
             raise ValueError(f"solver must use its seed, got {name}, which does not")
@@ -115,23 +113,16 @@ class Restarts:
         return self._chosen(problem, found)
 
     def _chosen(self, problem: Problem, found: list[Solution]) -> Solution:
-        cells = torch.arange(problem.num_cells, device=problem.device)
+        ranking = ranked_by = None
         rankings = [each.ranking for each in found if each.ranking is not None]
-        ranked = len(rankings) == len(found)
-        rewards = None
-        if not (self.together and ranked):
-            several = [problem.rewards(each.masks, cells) for each in found]
-            rewards = torch.stack(several)
-        if ranked:  # whatever areas are asked for
+        if len(rankings) == len(found):
             worth = torch.stack([_worth(problem, each) for each in rankings])
+            ranked_by = _best(worth)
+            ranking = _taken(rankings, ranked_by)
+        if self.together and ranked_by is not None:
+            best = ranked_by.repeat_interleave(len(problem.areas))
         else:
-            assert rewards is not None
-            worth = rewards.unflatten(1, (problem.num_images, -1)).mean(dim=2)
-        best_of_images = _best(worth)
-        if self.together or rewards is None:
-            best = best_of_images.repeat_interleave(len(problem.areas))
-        else:
-            best = _best(rewards)
+            best = self._best_of_masks(problem, [each.masks for each in found])
         # One that was broken off says nothing of stability.
         whole = [each for each in found if each.ended != "interrupt"] or found
         endings = [each.ended for each in found]
@@ -139,9 +130,18 @@ class Restarts:
             _taken([each.masks for each in found], best),
             _history([each.history for each in found], best),
             max(endings, key=("budget", "time limit", "interrupt").index),
-            _taken(rankings, best_of_images) if len(rankings) == len(found) else None,
+            ranking,
             tuple(each.masks for each in whole),
         )
+
+    def _best_of_masks(self, problem: Problem, runs: list[Masks]) -> Tensor:
+        """Of each cell the run whose mask is best, or whose image's masks are."""
+        cells = torch.arange(problem.num_cells, device=problem.device)
+        rewards = torch.stack([problem.rewards(masks, cells) for masks in runs])
+        if not self.together:
+            return _best(rewards)
+        means = rewards.unflatten(1, (problem.num_images, -1)).mean(dim=2)
+        return _best(means).repeat_interleave(len(problem.areas))
 
 
 def _worth(problem: Problem, ranking: Masks) -> Tensor:
@@ -168,7 +168,7 @@ def _taken(runs: list[Masks], best: Tensor) -> Masks:
     )
 
 
-def _history(runs: list[dict[str, Tensor]], best: Tensor) -> dict[str, Any]:
+def _history(runs: list[dict[str, Tensor]], best: Tensor) -> dict[str, Tensor]:
     """Of each cell the series of the run that is best; NaN where it is shorter."""
     series = {}
     cells = torch.arange(len(best), device=best.device)
